@@ -1,0 +1,28 @@
+"""What a posterior is: the algebra, the families, the mode."""
+
+from bayesmerge.families.base import AbstractExponentialFamily, AbstractPosterior
+from bayesmerge.families.beta import Beta
+from bayesmerge.families.conjugate import AbstractConjugateFamily
+from bayesmerge.families.dirichlet import Dirichlet
+from bayesmerge.families.gamma import Gamma
+from bayesmerge.families.gaussian import (
+    AbstractGaussian,
+    DiagonalGaussian,
+    FullGaussian,
+    IsotropicGaussian,
+)
+from bayesmerge.families.layout import Layout
+
+__all__ = [
+    "AbstractConjugateFamily",
+    "AbstractExponentialFamily",
+    "AbstractGaussian",
+    "AbstractPosterior",
+    "Beta",
+    "DiagonalGaussian",
+    "Dirichlet",
+    "FullGaussian",
+    "Gamma",
+    "IsotropicGaussian",
+    "Layout",
+]

@@ -1,0 +1,200 @@
+"""What a posterior is: an unnormalised log-density that multiplies, divides and has a mode.
+
+The line that the whole library rests on, p_α(θ) ∝ p_0(θ)^γ Π_t q_t(θ)^{α_t} (FP-5), is
+`prior**gamma * q1**a1 * q2**a2` here: for an exponential family, addition of natural parameters.
+"""
+
+import abc
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray, PyTree
+from typing_extensions import Self
+
+from bayesmerge.families.checks import is_concrete, require, require_finite
+from bayesmerge.families.layout import Layout
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+class AbstractPosterior(eqx.Module):
+    """An unnormalised density q(θ) over a pytree θ."""
+
+    @abc.abstractmethod
+    def log_density(self, theta: PyTree) -> Float[Array, ""]:
+        """log q(θ) up to a constant."""
+
+    @abc.abstractmethod
+    def mode(self) -> PyTree:
+        """argmax_θ log q(θ)."""
+
+
+class AbstractExponentialFamily(AbstractPosterior):
+    """q(θ) ∝ exp⟨λ, T(θ)⟩ with constant carrier measure.
+
+    The leaves of the object are its natural parameters λ, so that q1 * q2 adds leaves, q ** a
+    scales them, and `jax.tree.map`, `jit`, `vmap` and `grad` act on posteriors directly.
+
+    **Batches.** A posterior whose leaves carry extra leading axes (from `jax.vmap`, from
+    `jax.tree.map(jnp.stack, …)`, or from `merge` with many weightings) is a batch: every method
+    maps over these axes, and what it returns has them in front.
+
+    **Improper quotients.** p / q may have no normaliser or no maximum. Such objects multiply and
+    divide freely; asking them for what they don't have is an error that says why.
+    """
+
+    layout: eqx.AbstractVar[Layout]
+
+    @property
+    @abc.abstractmethod
+    def natural_parameters(self) -> PyTree:
+        """λ, of the same structure as `sufficient_statistics(theta)`."""
+
+    @abc.abstractmethod
+    def sufficient_statistics(self, theta: PyTree) -> PyTree:
+        """T(θ), so that log q(θ) = ⟨λ, T(θ)⟩ − A(λ)."""
+
+    @abc.abstractmethod
+    def is_proper(self) -> Bool[Array, "*batch"]:
+        """Whether q has a normaliser."""
+
+    @abc.abstractmethod
+    def log_partition(self) -> Float[Array, "*batch"]:
+        """A(λ) = log ∫ exp⟨λ, T(θ)⟩ dθ."""
+
+    @abc.abstractmethod
+    def log_prob(self, theta: PyTree) -> Float[Array, "*batch"]:
+        """log q(θ), normalised."""
+
+    @abc.abstractmethod
+    def mean(self) -> PyTree:
+        """E_q[θ]."""
+
+    @abc.abstractmethod
+    def variance(self) -> PyTree:
+        """Var_q[θ], entry by entry."""
+
+    @abc.abstractmethod
+    def entropy(self) -> Float[Array, "*batch"]:
+        """−E_q[log q(θ)], in nats."""
+
+    @abc.abstractmethod
+    def kl_divergence(self, other: Self) -> Float[Array, "*batch"]:
+        """KL(q ‖ other) = E_q[log q(θ) − log other(θ)], in nats."""
+
+    @abc.abstractmethod
+    def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> PyTree:
+        """Independent draws θ ~ q, `shape` in front of every leaf's own shape."""
+
+    @abc.abstractmethod
+    def aligned_with(self, other: "AbstractExponentialFamily") -> tuple[Self, Self]:
+        """Both posteriors as members of the smallest family that holds both."""
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The leading axes of a batch of posteriors; () for one posterior."""
+        shape = jnp.shape(jax.tree.leaves(self)[0])
+        return shape[: len(shape) - len(self.layout.shapes[0])]
+
+    def expected_statistics(self) -> PyTree:
+        """E_q[T(θ)] = ∇A(λ), of the same structure as `natural_parameters`."""
+        gradient = over_batch(jax.grad(lambda q: q.log_partition()))(self)
+        return gradient.natural_parameters
+
+    def __mul__(self, other: Any) -> Self:
+        if not isinstance(other, AbstractExponentialFamily):
+            return NotImplemented
+        self.layout.require_same(other.layout)
+        p, q = self.aligned_with(other)
+        return jax.tree.map(_add, p, q)
+
+    def __truediv__(self, other: Any) -> Self:
+        if not isinstance(other, AbstractExponentialFamily):
+            return NotImplemented
+        return self * other**-1.0
+
+    def __pow__(self, exponent: ArrayLike) -> Self:
+        exponent = jnp.asarray(exponent, float)
+        if is_concrete(exponent):
+            require_finite(exponent, "exponent")
+        if exponent.shape not in ((), self.batch_shape):
+            raise ValueError(
+                f"the exponent has shape {exponent.shape}, and it must be a scalar or match the "
+                f"batch of posteriors, {self.batch_shape}. To raise one posterior to many powers "
+                "use `merge` with weights of shape (A, T), or `jax.vmap`."
+            )
+        return jax.tree.map(lambda leaf: _scale(leaf, exponent), self)
+
+    def _theta(self, theta: PyTree) -> PyTree:
+        layout = Layout.of(theta)
+        if layout.shapes != self.layout.shapes or layout.structure != self.layout.structure:
+            self.layout.require_same(layout, "the posterior and theta (use jax.vmap for many θ)")
+        return jax.tree.map(jnp.asarray, theta)
+
+    def _require_proper(self, what: str, detail: Callable[[], str] = str) -> Self:
+        message = (
+            f"this {type(self).__name__} is improper and has no {what}. A quotient of posteriors, "
+            "or negative weights, can take away more than there is: multiply by a prior, or use "
+            "smaller weights."
+        )
+        return require(self, jnp.all(self.is_proper()), message, detail)
+
+
+def over_batch(method: Method) -> Method:
+    """Let a method written for one posterior map over a batch of them."""
+
+    @functools.wraps(method)
+    def mapped(posterior: Any, *args: Any, **kwargs: Any) -> Any:
+        if posterior.batch_shape:
+            return jax.vmap(lambda q: mapped(q, *args, **kwargs))(posterior)
+        return method(posterior, *args, **kwargs)
+
+    return mapped  # type: ignore[return-value]
+
+
+def over_batch_with_key(method: Method) -> Method:
+    """As `over_batch`, for `method(self, key, …)`: every member draws with a key of its own."""
+
+    @functools.wraps(method)
+    def mapped(posterior: Any, key: PRNGKeyArray, *args: Any, **kwargs: Any) -> Any:
+        if posterior.batch_shape:
+            keys = jax.random.split(key, posterior.batch_shape[0])
+            return jax.vmap(lambda q, k: mapped(q, k, *args, **kwargs))(posterior, keys)
+        return method(posterior, key, *args, **kwargs)
+
+    return mapped  # type: ignore[return-value]
+
+
+def tree_dot(x: PyTree, y: PyTree) -> Float[Array, ""]:
+    """⟨x, y⟩ over all leaves."""
+    return sum_leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), x, y))
+
+
+def sum_leaves(tree: PyTree) -> Float[Array, ""]:
+    return functools.reduce(jnp.add, jax.tree.leaves(tree))
+
+
+def keys_like(key: PRNGKeyArray, tree: PyTree) -> PyTree:
+    """One key for every leaf of `tree`."""
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
+
+
+def _add(x: Array, y: Array) -> Array:
+    ndim = max(x.ndim, y.ndim)
+    return _pad_left(x, ndim) + _pad_left(y, ndim)
+
+
+def _scale(leaf: Array, exponent: Array) -> Array:
+    exponent = exponent.astype(leaf.dtype)
+    return leaf * exponent.reshape(exponent.shape + (1,) * (leaf.ndim - exponent.ndim))
+
+
+def _pad_left(x: Array, ndim: int) -> Array:
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
+
+

@@ -1,0 +1,120 @@
+"""Beta posteriors of probabilities: λ = (a − 1, b − 1), T(π) = (log π, log(1 − π)) (FP A.2)."""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import betaln
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from typing_extensions import Self
+
+from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
+from bayesmerge.families.checks import require
+from bayesmerge.families.conjugate import AbstractConjugateFamily, all_above, positive_leaves, shift
+from bayesmerge.families.layout import Layout
+
+
+class Beta(AbstractConjugateFamily):
+    """Independent Beta(a, b) densities of probabilities π, with base measure dπ.
+
+    A coin seen with s heads and f tails has the likelihood λ = (s, f): counts are natural
+    parameters, and merging coins adds them. It is a − 1 that adds, so the merged a and b are
+    weighted averages only where Σα = 1.
+
+    - `successes`: a − 1, a pytree shaped as π, floating point.
+    - `failures`: b − 1, likewise.
+
+    ```python
+    >>> import bayesmerge as bm
+    >>> coins = [bm.Beta.from_concentrations(3.0, 2.0), bm.Beta.from_concentrations(5.0, 2.0)]
+    >>> bm.merge(coins, [1.0, 1.0]).mode()
+    Array(0.75, dtype=float64)
+
+    ```
+    """
+
+    successes: PyTree
+    failures: PyTree
+    layout: Layout = eqx.field(static=True)
+
+    @classmethod
+    def from_concentrations(cls, a: PyTree, b: PyTree) -> Self:
+        """Beta(a, b): `a`, `b` > 0, scalars or pytrees of one shape.
+
+        **Raises** `ValueError` for a concentration that is not positive and finite.
+        """
+        (a, b), layout = positive_leaves("concentrations", "Beta", a, b)
+        return cls(shift(a, -1.0), shift(b, -1.0), layout)
+
+    @property
+    def concentrations(self) -> tuple[PyTree, PyTree]:
+        """(a, b)."""
+        return shift(self.successes, 1.0), shift(self.failures, 1.0)
+
+    @property
+    def natural_parameters(self) -> PyTree:
+        return self.successes, self.failures
+
+    def sufficient_statistics(self, theta: PyTree) -> PyTree:
+        """T(π) = (log π, log(1 − π))."""
+        return jax.tree.map(jnp.log, theta), jax.tree.map(lambda p: jnp.log1p(-p), theta)
+
+    def in_support(self, theta: PyTree) -> Bool[Array, ""]:
+        inside = [jnp.all((p >= 0) & (p <= 1)) for p in jax.tree.leaves(theta)]
+        return jnp.all(jnp.stack(inside))
+
+    @over_batch
+    def is_proper(self) -> Bool[Array, "*batch"]:
+        """Whether all concentrations are positive."""
+        return all_above(-1.0, self.successes, self.failures)
+
+    @over_batch
+    def log_partition(self) -> Float[Array, "*batch"]:
+        """A(λ) = log B(a, b)."""
+        a, b = self._require_proper("log-partition").concentrations
+        return sum_leaves(jax.tree.map(lambda x, y: jnp.sum(betaln(x, y)), a, b))
+
+    @over_batch
+    def mode(self, coordinates: Literal["probability", "logit"] = "probability") -> PyTree:
+        """The most probable π, of the density taken in `coordinates` (FP A.2, misprint 8).
+
+        - `"probability"`: argmax of the density in π, (a − 1)/(a + b − 2).
+        - `"logit"`: argmax of the density in θ = log π/(1 − π), log(a/b), returned as θ.
+
+        **Raises** `ValueError` where the maximum lies on the boundary (a < 1 or b < 1) or is not
+        unique (a = b = 1).
+        """
+        if coordinates == "logit":
+            a, b = self._require_proper("mode").concentrations
+            return jax.tree.map(lambda x, y: jnp.log(x) - jnp.log(y), a, b)
+        total = jax.tree.map(jnp.add, self.successes, self.failures)
+        tolerance = -8 * jnp.finfo(self.layout.dtypes[0]).eps
+        interior = all_above(tolerance, self.successes, self.failures) & all_above(0.0, total)
+        message = (
+            "this Beta has no mode inside (0, 1): a concentration below 1 puts the maximum on the "
+            "boundary, and a = b = 1 is flat. Use mean(), mode('logit'), or add pseudo-counts."
+        )
+        q = require(self, interior, message, lambda: f"(a, b) = {self.concentrations}.")
+        return jax.tree.map(jnp.divide, q.successes, total)
+
+    @over_batch
+    def mean(self) -> PyTree:
+        """E[π] = a/(a + b)."""
+        a, b = self._require_proper("mean").concentrations
+        return jax.tree.map(lambda x, y: x / (x + y), a, b)
+
+    @over_batch
+    def variance(self) -> PyTree:
+        """Var[π] = ab/((a + b)²(a + b + 1))."""
+        a, b = self._require_proper("variance").concentrations
+        return jax.tree.map(lambda x, y: x * y / ((x + y) ** 2 * (x + y + 1)), a, b)
+
+    @over_batch_with_key
+    def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> PyTree:
+        a, b = self._require_proper("sample").concentrations
+
+        def draw(key: PRNGKeyArray, x: Array, y: Array) -> Array:
+            return jax.random.beta(key, x, y, shape + x.shape, x.dtype)
+
+        return jax.tree.map(draw, keys_like(key, a), a, b)

@@ -1,0 +1,100 @@
+"""Families known by their log-partition A(λ): everything else follows from A and its gradient.
+
+A new family of this kind is one small file: natural parameters, T(θ), A(λ), moments, samples.
+"""
+
+import abc
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+from typing_extensions import Self
+
+from bayesmerge.families.base import AbstractExponentialFamily, over_batch, sum_leaves, tree_dot
+from bayesmerge.families.checks import require, require_finite
+from bayesmerge.families.layout import Layout
+
+
+class AbstractConjugateFamily(AbstractExponentialFamily):
+    """log q = ⟨λ, T⟩ − A(λ), entropy = A − ⟨λ, ∇A⟩, KL = A(λ') − A(λ) − ⟨λ' − λ, ∇A(λ)⟩."""
+
+    @abc.abstractmethod
+    def in_support(self, theta: PyTree) -> Bool[Array, ""]:
+        """Whether θ lies in the (closed) set where the density lives."""
+
+    @over_batch
+    def log_density(self, theta: PyTree) -> Float[Array, "*batch"]:
+        """⟨λ, T(θ)⟩, defined for improper objects too; −∞ outside the support."""
+        theta = self._theta(theta)
+        terms = jax.tree.map(_product, self.natural_parameters, self.sufficient_statistics(theta))
+        inside = self.in_support(theta)
+        return jnp.where(inside, sum_leaves(jax.tree.map(jnp.sum, terms)), -jnp.inf)
+
+    @over_batch
+    def log_prob(self, theta: PyTree) -> Float[Array, "*batch"]:
+        """⟨λ, T(θ)⟩ − A(λ)."""
+        return self.log_density(theta) - self.log_partition()
+
+    @over_batch
+    def entropy(self) -> Float[Array, "*batch"]:
+        """A(λ) − ⟨λ, ∇A(λ)⟩."""
+        mean_statistics = self.expected_statistics()
+        return self.log_partition() - tree_dot(self.natural_parameters, mean_statistics)
+
+    def kl_divergence(self, other: Self) -> Float[Array, "*batch"]:
+        """A(λ') − A(λ) − ⟨λ' − λ, ∇A(λ)⟩, λ' of `other`: the Bregman divergence of A."""
+        self.layout.require_same(other.layout)
+        p, q = self.aligned_with(other)
+        axes = (0 if p.batch_shape else None, 0 if q.batch_shape else None)
+        divergence = _bregman_divergence
+        if axes != (None, None):
+            divergence = jax.vmap(divergence, axes)
+        return divergence(p, q)
+
+    def aligned_with(self, other: AbstractExponentialFamily) -> tuple[Self, Self]:
+        if type(other) is not type(self):
+            raise TypeError(
+                f"a {type(self).__name__} and a {type(other).__name__} are not members of one "
+                "exponential family, so their product has no closed form here."
+            )
+        return self, other
+
+
+def _product(natural: Array, statistic: Array) -> Array:
+    """λT with 0 · log 0 = 0."""
+    return jnp.where(natural == 0, 0, natural * statistic)
+
+
+def _bregman_divergence(p: Any, q: Any) -> Float[Array, ""]:
+    change = jax.tree.map(jnp.subtract, q.natural_parameters, p.natural_parameters)
+    return q.log_partition() - p.log_partition() - tree_dot(change, p.expected_statistics())
+
+
+def shift(tree: PyTree, by: float) -> PyTree:
+    """Every leaf plus `by`: between concentrations a and natural parameters a − 1."""
+    return jax.tree.map(lambda x: x + by, tree)
+
+
+def all_above(bound: float, *trees: PyTree) -> Bool[Array, ""]:
+    """Whether every entry of every leaf is finite and above `bound`."""
+    above = [jnp.all((x > bound) & jnp.isfinite(x)) for x in jax.tree.leaves(trees)]
+    return jnp.all(jnp.stack(above))
+
+
+def positive_leaves(
+    name: str, family: str, *trees: PyTree[ArrayLike]
+) -> tuple[tuple[PyTree, ...], Layout]:
+    """Pytrees of concentrations or rates as floating-point arrays of one layout, all positive."""
+    arrays = [jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x, float)), t) for t in trees]
+    layout = Layout.of(arrays[0], name)
+    for other in arrays[1:]:
+        layout.require_same(Layout.of(other, name), f"the {name} of a {family}")
+    finite = require_finite(tuple(arrays), name)
+    checked = require(
+        finite,
+        all_above(0.0, arrays),
+        f"the {name} of a {family} must be positive.",
+        lambda: f"The smallest is {min(jnp.min(x).item() for x in jax.tree.leaves(arrays))}.",
+    )
+    return checked, layout

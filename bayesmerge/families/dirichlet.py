@@ -1,0 +1,124 @@
+"""Dirichlet posteriors of probability vectors: λ = a − 1, T(p) = log p."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import gammaln
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from typing_extensions import Self
+
+from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
+from bayesmerge.families.checks import require
+from bayesmerge.families.conjugate import AbstractConjugateFamily, all_above, positive_leaves, shift
+from bayesmerge.families.layout import Layout
+
+
+class Dirichlet(AbstractConjugateFamily):
+    """Independent Dirichlet(a) densities of probability vectors p, which lie on the last axis.
+
+    Category counts c have the likelihood λ = c. The base measure is Lebesgue measure of all but
+    the last coordinate.
+
+    - `counts`: a − 1, a pytree shaped as p, floating point.
+
+    ```python
+    >>> import bayesmerge as bm
+    >>> dice = [bm.Dirichlet.from_concentrations(jnp.array([2.0, 2.0, 4.0]))] * 2
+    >>> bm.merge(dice, [0.5, 0.5]).mode()
+    Array([0.2, 0.2, 0.6], dtype=float64)
+
+    ```
+    """
+
+    counts: PyTree
+    layout: Layout = eqx.field(static=True)
+
+    @classmethod
+    def from_concentrations(cls, a: PyTree) -> Self:
+        """Dirichlet(a): `a` > 0, a pytree of arrays (…, K) with K ≥ 2 categories on the last axis.
+
+        **Raises** `ValueError` for a concentration that is not positive and finite, or K < 2.
+        """
+        (a,), layout = positive_leaves("concentrations", "Dirichlet", a)
+        for name, shape in zip(layout.names, layout.shapes, strict=True):
+            if not shape or shape[-1] < 2:
+                raise ValueError(
+                    f"concentrations{name} has shape {shape}, and its last axis must hold at "
+                    "least two categories. For a single probability use Beta."
+                )
+        return cls(shift(a, -1.0), layout)
+
+    @property
+    def concentrations(self) -> PyTree:
+        """a."""
+        return shift(self.counts, 1.0)
+
+    @property
+    def natural_parameters(self) -> PyTree:
+        return self.counts
+
+    def sufficient_statistics(self, theta: PyTree) -> PyTree:
+        """T(p) = log p."""
+        return jax.tree.map(jnp.log, theta)
+
+    def in_support(self, theta: PyTree) -> Bool[Array, ""]:
+        def on_simplex(p: Array) -> Bool[Array, ""]:
+            tolerance = 10 * jnp.sqrt(jnp.finfo(p.dtype).eps)
+            return jnp.all(p >= 0) & jnp.all(jnp.abs(jnp.sum(p, -1) - 1) < tolerance)
+
+        return jnp.all(jnp.stack([on_simplex(p) for p in jax.tree.leaves(theta)]))
+
+    @over_batch
+    def is_proper(self) -> Bool[Array, "*batch"]:
+        """Whether all concentrations are positive."""
+        return all_above(-1.0, self.counts)
+
+    @over_batch
+    def log_partition(self) -> Float[Array, "*batch"]:
+        """A(λ) = Σ log Γ(a_k) − log Γ(Σ a_k)."""
+        a = self._require_proper("log-partition").concentrations
+        return sum_leaves(
+            jax.tree.map(lambda x: jnp.sum(gammaln(x)) - jnp.sum(gammaln(jnp.sum(x, -1))), a)
+        )
+
+    @over_batch
+    def mode(self) -> PyTree:
+        """argmax of the density in p, (a − 1)/Σ(a − 1).
+
+        **Raises** `ValueError` where an a < 1 puts the maximum on the boundary, or all a = 1.
+        """
+        tolerance = -8 * jnp.finfo(self.layout.dtypes[0]).eps
+        total = jax.tree.map(lambda x: jnp.sum(x, -1, keepdims=True), self.counts)
+        interior = all_above(tolerance, self.counts) & all_above(0.0, total)
+        message = (
+            "this Dirichlet has no mode inside the simplex: a concentration below 1 puts the "
+            "maximum on the boundary, and all equal to 1 is flat. Use mean(), or add pseudo-counts."
+        )
+        q = require(self, interior, message, lambda: f"Concentrations {self.concentrations}.")
+        return jax.tree.map(jnp.divide, q.counts, total)
+
+    @over_batch
+    def mean(self) -> PyTree:
+        """E[p] = a/Σa."""
+        a = self._require_proper("mean").concentrations
+        return jax.tree.map(lambda x: x / jnp.sum(x, -1, keepdims=True), a)
+
+    @over_batch
+    def variance(self) -> PyTree:
+        """Var[p] = m(1 − m)/(Σa + 1), m = a/Σa."""
+        a = self._require_proper("variance").concentrations
+
+        def leaf(x: Array) -> Array:
+            total = jnp.sum(x, -1, keepdims=True)
+            return x / total * (1 - x / total) / (total + 1)
+
+        return jax.tree.map(leaf, a)
+
+    @over_batch_with_key
+    def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> PyTree:
+        a = self._require_proper("sample").concentrations
+
+        def draw(key: PRNGKeyArray, x: Array) -> Array:
+            return jax.random.dirichlet(key, x, shape + x.shape[:-1], x.dtype)
+
+        return jax.tree.map(draw, keys_like(key, a), a)

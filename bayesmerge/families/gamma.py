@@ -1,0 +1,109 @@
+"""Gamma posteriors of positive rates: λ = (a − 1, b), T(x) = (log x, −x)."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import gammaln
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from typing_extensions import Self
+
+from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
+from bayesmerge.families.checks import require
+from bayesmerge.families.conjugate import AbstractConjugateFamily, all_above, positive_leaves, shift
+from bayesmerge.families.layout import Layout
+
+
+class Gamma(AbstractConjugateFamily):
+    """Independent Gamma(a, b) densities of positive numbers x, with base measure dx.
+
+    Counts y_1 … y_n of a Poisson rate x have the likelihood λ = (Σy, n): events and exposure add.
+
+    - `events`: a − 1, a pytree shaped as x, floating point.
+    - `rate`: b, likewise.
+
+    ```python
+    >>> import bayesmerge as bm
+    >>> sites = [bm.Gamma.from_shape_rate(4.0, 1.0), bm.Gamma.from_shape_rate(6.0, 3.0)]
+    >>> bm.merge(sites, [1.0, 1.0]).mode()
+    Array(2., dtype=float64)
+
+    ```
+    """
+
+    events: PyTree
+    rate: PyTree
+    layout: Layout = eqx.field(static=True)
+
+    @classmethod
+    def from_shape_rate(cls, a: PyTree, b: PyTree) -> Self:
+        """Gamma with shape `a` > 0 and rate `b` > 0, scalars or pytrees of one shape.
+
+        **Raises** `ValueError` for a shape or rate that is not positive and finite.
+        """
+        (a, b), layout = positive_leaves("shape and rate", "Gamma", a, b)
+        return cls(shift(a, -1.0), b, layout)
+
+    @property
+    def shape(self) -> PyTree:
+        """a."""
+        return shift(self.events, 1.0)
+
+    @property
+    def natural_parameters(self) -> PyTree:
+        return self.events, self.rate
+
+    def sufficient_statistics(self, theta: PyTree) -> PyTree:
+        """T(x) = (log x, −x)."""
+        return jax.tree.map(jnp.log, theta), jax.tree.map(jnp.negative, theta)
+
+    def in_support(self, theta: PyTree) -> Bool[Array, ""]:
+        return jnp.all(jnp.stack([jnp.all(x >= 0) for x in jax.tree.leaves(theta)]))
+
+    @over_batch
+    def is_proper(self) -> Bool[Array, "*batch"]:
+        """Whether all shapes and rates are positive."""
+        return all_above(-1.0, self.events) & all_above(0.0, self.rate)
+
+    @over_batch
+    def log_partition(self) -> Float[Array, "*batch"]:
+        """A(λ) = log Γ(a) − a log b."""
+        q = self._require_proper("log-partition")
+        return sum_leaves(
+            jax.tree.map(lambda a, b: jnp.sum(gammaln(a) - a * jnp.log(b)), q.shape, q.rate)
+        )
+
+    @over_batch
+    def mode(self) -> PyTree:
+        """argmax of the density in x, (a − 1)/b.
+
+        **Raises** `ValueError` where a < 1 (the maximum lies at the boundary 0) or b ≤ 0.
+        """
+        tolerance = -8 * jnp.finfo(self.layout.dtypes[0]).eps
+        interior = all_above(tolerance, self.events) & all_above(0.0, self.rate)
+        message = (
+            "this Gamma has no mode inside (0, ∞): a shape below 1 puts the maximum on the "
+            "boundary, and a rate must be positive. Use mean(), or add pseudo-counts."
+        )
+        q = require(self, interior, message, lambda: f"Shape {self.shape}, rate {self.rate}.")
+        return jax.tree.map(jnp.divide, q.events, q.rate)
+
+    @over_batch
+    def mean(self) -> PyTree:
+        """E[x] = a/b."""
+        q = self._require_proper("mean")
+        return jax.tree.map(jnp.divide, q.shape, q.rate)
+
+    @over_batch
+    def variance(self) -> PyTree:
+        """Var[x] = a/b²."""
+        q = self._require_proper("variance")
+        return jax.tree.map(lambda a, b: a / b**2, q.shape, q.rate)
+
+    @over_batch_with_key
+    def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> PyTree:
+        q = self._require_proper("sample")
+
+        def draw(key: PRNGKeyArray, a: Array, b: Array) -> Array:
+            return jax.random.gamma(key, a, shape + a.shape, a.dtype) / b
+
+        return jax.tree.map(draw, keys_like(key, q.rate), q.shape, q.rate)

@@ -1,0 +1,18 @@
+"""Where posteriors come from: a target in, a posterior out."""
+
+from bayesmerge.fit.curvature import curvature
+from bayesmerge.fit.laplace import ConvergenceWarning, laplace
+from bayesmerge.fit.likelihood import Likelihood
+from bayesmerge.fit.optimise import Mode, find_mode
+from bayesmerge.fit.target import JointTarget, Target
+
+__all__ = [
+    "ConvergenceWarning",
+    "JointTarget",
+    "Likelihood",
+    "Mode",
+    "Target",
+    "curvature",
+    "find_mode",
+    "laplace",
+]

@@ -1,0 +1,234 @@
+r"""Curvature of a summed loss: what stands for $H_t = \nabla^2\ell_t(\theta_t)$ in a posterior.
+
+For example i with output f_i(θ), J_i = ∂f_i/∂θ and loss ℓ_i:
+
+| kind                | matrix                 | root R_i                                   |
+|---------------------|------------------------|--------------------------------------------|
+| `hessian`           | Σ ∇²ℓ_i                | none: it may be indefinite                 |
+| `ggn`               | Σ J_iᵀ(∂²ℓ_i/∂f²)J_i   | RRᵀ = ∂²ℓ_i/∂f²                            |
+| `fisher`            | Σ J_iᵀ E_y[ggᵀ] J_i    | g = ∂ℓ_i/∂f at labels y drawn from the model |
+| `squared_gradients` | Σ ∇ℓ_i∇ℓ_iᵀ            | 1, with f_i = ℓ_i                          |
+
+All but the first are Σ (J_iᵀR_i)(J_iᵀR_i)ᵀ, and are computed from the root. Each comes as the full
+matrix, its diagonal, or its mean diagonal entry; all are sums over examples, without a prior.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from bayesmerge.families.layout import Layout
+from bayesmerge.fit.likelihood import SupervisedLoss
+from bayesmerge.fit.target import AbstractTarget, Loss
+
+Structure: TypeAlias = Literal["full", "diagonal", "isotropic"]
+Kind: TypeAlias = Literal["hessian", "ggn", "fisher", "squared_gradients"]
+Outputs: TypeAlias = Callable[[PyTree, PyTree], Array]
+
+EXAMPLES_AT_ONCE = 1024
+COLUMNS_AT_ONCE = 32
+GRADIENT_ENTRIES_AT_ONCE = 2**17
+FEW_ROWS = 3
+
+
+def curvature(
+    target: AbstractTarget,
+    params: PyTree,
+    kind: Kind,
+    structure: Structure = "full",
+    *,
+    num_samples: int | None = None,
+    key: PRNGKeyArray | None = None,
+    block_size: int | None = None,
+) -> Any:
+    r"""The curvature of $\ell(\theta) = \sum_i \ell_i(\theta)$ at `params`, without a prior.
+
+    - `target`: ℓ. `ggn` and `fisher` need one made by `Target.supervised`.
+    - `params`: θ, P floating-point entries.
+    - `kind`: see the table of this module. `fisher` takes the expectation over labels exactly (it
+      is then the GGN, as all likelihoods here are canonical), or from `num_samples` draws.
+    - `structure`: `"full"` for a matrix (P, P) in the order of `Layout.ravel`, `"diagonal"` for
+      its diagonal as a pytree shaped as θ, `"isotropic"` for trace/P, a scalar. A diagonal costs
+      S backward passes an example (S columns of R); that of the exact Hessian, P Hessian-vector
+      products.
+    - `num_samples`, `key`: labels drawn for each example, for a Monte-Carlo Fisher.
+    - `block_size`: per-example gradients (diagonal) or columns (full) held at once, which bounds
+      the memory beyond the result.
+
+    **Raises** `ValueError` for an unknown kind or structure or a missing key, `TypeError` where the
+    target has no model.
+
+    ```python
+    >>> import bayesmerge as bm
+    >>> x, y = jnp.array([[1.0, 0.0], [1.0, 2.0]]), jnp.array([0.0, 1.0])
+    >>> target = bm.Target.supervised(lambda w, x: x @ w, "gaussian", (x, y))
+    >>> bm.curvature(target, jnp.zeros(2), "ggn")
+    Array([[2., 2.],
+           [2., 4.]], dtype=float64)
+
+    ```
+
+    Source: H_t of GM equation 9; FP §3 for squared gradients; Martens (2020) for GGN and Fisher.
+    """
+    _require_known("curvature", kind, Kind)
+    _require_known("structure", structure, Structure)
+    if structure == "isotropic":
+        options: Any = {"num_samples": num_samples, "key": key, "block_size": block_size}
+        diagonal = curvature(target, params, kind, "diagonal", **options)
+        return jnp.mean(Layout.of(params).ravel(diagonal))
+    size = Layout.of(params).size
+    columns = block_size or COLUMNS_AT_ONCE
+    if kind == "hessian":
+        statistic = _hessian if structure == "full" else _hessian_diagonal
+        return target.accumulate(eqx.Partial(statistic, columns), params, EXAMPLES_AT_ONCE)
+    root = _root(kind, num_samples, key)
+    if structure == "full":
+        return target.accumulate(eqx.Partial(_full, root, columns), params, EXAMPLES_AT_ONCE)
+    rows = block_size or max(1, GRADIENT_ENTRIES_AT_ONCE // size)
+    return target.accumulate(eqx.Partial(_diagonal, root), params, rows)
+
+
+def _require_known(name: str, value: str, known: Any) -> None:
+    if value not in get_args(known):
+        raise ValueError(f"{name} is {value!r}, and it must be one of {get_args(known)}.")
+
+
+def _hessian(
+    columns: int, loss: Loss, params: PyTree, batch: PyTree, index: Int[Array, ""]
+) -> Float[Array, "P P"]:
+    product, size = _hessian_product(loss, params, batch)
+    return jax.lax.map(product, jnp.arange(size), batch_size=columns)
+
+
+def _hessian_diagonal(
+    columns: int, loss: Loss, params: PyTree, batch: PyTree, index: Int[Array, ""]
+) -> PyTree:
+    product, size = _hessian_product(loss, params, batch)
+    entries = jax.lax.map(lambda j: product(j)[j], jnp.arange(size), batch_size=columns)
+    return Layout.of(params).unravel(entries)
+
+
+def _hessian_product(
+    loss: Loss, params: PyTree, batch: PyTree
+) -> tuple[Callable[[Int[Array, ""]], Float[Array, " P"]], int]:
+    """j ↦ column j of Σ ∇²ℓ_i, and P."""
+    layout = Layout.of(params)
+    gradient = jax.grad(lambda theta: jnp.sum(loss(theta, batch)))
+    _, push = jax.linearize(gradient, params)
+    return lambda j: layout.ravel(push(_unit(layout, j))), layout.size
+
+
+class Root(eqx.Module):
+    """What Σ (J_iᵀR_i)(J_iᵀR_i)ᵀ is made of: the outputs f of a batch, and R (N, C, S)."""
+
+    kind: str
+    num_samples: int | None
+    key: PRNGKeyArray | None
+
+    def outputs(self, loss: Any, batch: PyTree) -> Callable[[PyTree], Float[Array, "N C"]]:
+        """θ ↦ f_i(θ) for every example i of the batch."""
+        function = loss if self.kind == "squared_gradients" else _model_outputs(loss, self.kind)
+        return lambda theta: _as_matrix(function(theta, batch))
+
+    def columns(
+        self, loss: Any, params: PyTree, batch: PyTree, index: Int[Array, ""]
+    ) -> Float[Array, "N C S"]:
+        """R_i for every example i of the batch."""
+        if self.kind == "squared_gradients":
+            return jnp.ones_like(loss(params, batch))[:, None, None]
+        inputs, labels = batch
+        outputs = loss.model(params, inputs)
+        likelihood = loss.likelihood
+        if self.kind == "ggn" or self.num_samples is None:
+            return jax.vmap(likelihood.root)(outputs, labels)
+        keys = jax.random.split(jax.random.fold_in(self.key, index), self.num_samples)
+
+        def score(key: PRNGKeyArray) -> Float[Array, "N C"]:
+            drawn = jax.vmap(likelihood.sample)(jax.random.split(key, len(outputs)), outputs)
+            return _as_matrix(jax.vmap(jax.grad(likelihood.loss))(outputs, drawn))
+
+        return jnp.moveaxis(jax.vmap(score)(keys), 0, -1) / jnp.sqrt(self.num_samples)
+
+
+def _root(kind: Kind, num_samples: int | None, key: PRNGKeyArray | None) -> Root:
+    if kind == "fisher" and num_samples is not None and key is None:
+        raise ValueError("a sampled Fisher needs a `key`, e.g. `key=jax.random.key(0)`.")
+    return Root(kind, num_samples, key)
+
+
+def _model_outputs(loss: Any, kind: str) -> Outputs:
+    if not isinstance(loss, SupervisedLoss):
+        raise TypeError(
+            f"curvature {kind!r} needs the model's output, and this target knows only its loss. "
+            "Build it with `Target.supervised(model, likelihood, data)`, or use "
+            "curvature='hessian' or 'squared_gradients'."
+        )
+    if kind == "fisher" and loss.likelihood.sample is None:
+        raise TypeError(
+            "the Fisher information is an expectation over labels drawn from the model, and a bare "
+            "loss function cannot draw them. Pass a `Likelihood`, or use curvature='ggn'."
+        )
+    return lambda theta, batch: loss.model(theta, batch[0])
+
+
+def _full(
+    root: Root, columns: int, loss: Loss, params: PyTree, batch: PyTree, index: Int[Array, ""]
+) -> Float[Array, "P P"]:
+    layout = Layout.of(params)
+    outputs = root.outputs(loss, batch)
+    R = root.columns(loss, params, batch, index)
+    if R.shape[-1] <= FEW_ROWS:
+        rows = jax.lax.map(lambda r: _gradients(root, loss, params, batch, r), _last_first(R))
+        A = jax.vmap(jax.vmap(layout.ravel))(rows).reshape(-1, layout.size)
+        return A.T @ A
+    _, push = jax.linearize(outputs, params)
+    pull = jax.linear_transpose(push, params)
+
+    def column(j: Int[Array, ""]) -> Float[Array, " P"]:
+        tangents = jnp.einsum("ncs,nc->ns", R, push(_unit(layout, j)))
+        (cotangent,) = pull(jnp.einsum("ncs,ns->nc", R, tangents))
+        return layout.ravel(cotangent)
+
+    return jax.lax.map(column, jnp.arange(layout.size), batch_size=columns)
+
+
+def _diagonal(
+    root: Root, loss: Loss, params: PyTree, batch: PyTree, index: Int[Array, ""]
+) -> PyTree:
+    R = root.columns(loss, params, batch, index)
+
+    def squared(r: Float[Array, "N C"]) -> PyTree:
+        gradients = _gradients(root, loss, params, batch, r)
+        return jax.tree.map(lambda g: jnp.sum(g**2, axis=0), gradients)
+
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.lax.map(squared, _last_first(R)))
+
+
+def _gradients(
+    root: Root, loss: Loss, params: PyTree, batch: PyTree, r: Float[Array, "N C"]
+) -> PyTree:
+    """J_iᵀr_i for every example i, shaped as θ with a leading axis N."""
+
+    def one(example: PyTree, cotangent: Float[Array, " C"]) -> PyTree:
+        single = jax.tree.map(lambda x: x[None], example)
+        _, pull = jax.vjp(root.outputs(loss, single), params)
+        return pull(cotangent[None])[0]
+
+    return jax.vmap(one)(batch, r)
+
+
+def _unit(layout: Layout, j: Int[Array, ""]) -> PyTree:
+    """The j-th basis vector, shaped as θ."""
+    return layout.unravel(jax.nn.one_hot(j, layout.size))
+
+
+def _as_matrix(outputs: Array) -> Float[Array, "N C"]:
+    return outputs.reshape(outputs.shape[0], -1)
+
+
+def _last_first(R: Float[Array, "N C S"]) -> Float[Array, "S N C"]:
+    return jnp.moveaxis(R, -1, 0)

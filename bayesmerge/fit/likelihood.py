@@ -1,0 +1,130 @@
+"""Likelihoods p(y | f) of a label y given a model's output f, as losses −log p(y | f).
+
+All four are in canonical form (f is the natural parameter of y), so the Hessian in f does not
+depend on y and equals the Fisher information: E_{y~p}[∇ℓ∇ℓᵀ] = ∇²ℓ = RRᵀ.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn import log_softmax, softplus
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """The loss of one example, the square root of its Hessian, and a sampler.
+
+    - `loss(f, y)`: −log p(y | f) up to a constant, a scalar, for one output f and one label y.
+    - `root(f, y)`: R of shape (C, S) with RRᵀ = ∂²ℓ/∂f², C the size of f.
+    - `sample(key, f)`: a label y ~ p(· | f), or `None` where that is not known.
+    """
+
+    name: str
+    loss: Callable[[Array, Array], Float[Array, ""]]
+    root: Callable[[Array, Array], Float[Array, "C S"]]
+    sample: Callable[[PRNGKeyArray, Array], Array] | None = None
+
+
+def _categorical_loss(logits: Array, label: Array) -> Float[Array, ""]:
+    return -log_softmax(logits)[label]
+
+
+def _bernoulli_loss(logit: Array, label: Array) -> Float[Array, ""]:
+    return jnp.sum(softplus(logit) - label * logit)
+
+
+def _gaussian_loss(mean: Array, label: Array) -> Float[Array, ""]:
+    return 0.5 * jnp.sum((mean - label) ** 2)
+
+
+def _poisson_loss(log_rate: Array, count: Array) -> Float[Array, ""]:
+    return jnp.sum(jnp.exp(log_rate) - count * log_rate)
+
+
+def _categorical_root(logits: Array, label: Array) -> Float[Array, "C C"]:
+    """diag(√p) − p√pᵀ, whose square is diag(p) − ppᵀ."""
+    p = jax.nn.softmax(logits)
+    return jnp.diag(jnp.sqrt(p)) - jnp.outer(p, jnp.sqrt(p))
+
+
+def _bernoulli_root(logit: Array, label: Array) -> Float[Array, "C C"]:
+    p = jax.nn.sigmoid(jnp.atleast_1d(logit).ravel())
+    return jnp.diag(jnp.sqrt(p * (1 - p)))
+
+
+def _gaussian_root(mean: Array, label: Array) -> Float[Array, "C C"]:
+    return jnp.eye(mean.size, dtype=mean.dtype)
+
+
+def _poisson_root(log_rate: Array, label: Array) -> Float[Array, "C C"]:
+    return jnp.diag(jnp.exp(0.5 * jnp.atleast_1d(log_rate).ravel()))
+
+
+def _bernoulli_sample(key: PRNGKeyArray, logit: Array) -> Array:
+    return jax.random.bernoulli(key, jax.nn.sigmoid(logit))
+
+
+def _gaussian_sample(key: PRNGKeyArray, mean: Array) -> Array:
+    return mean + jax.random.normal(key, mean.shape, mean.dtype)
+
+
+def _poisson_sample(key: PRNGKeyArray, log_rate: Array) -> Array:
+    return jax.random.poisson(key, jnp.exp(log_rate))
+
+
+categorical = Likelihood(
+    "categorical", _categorical_loss, _categorical_root, jax.random.categorical
+)
+"""Softmax: f are K logits, y a class index 0 … K−1."""
+
+bernoulli = Likelihood("bernoulli", _bernoulli_loss, _bernoulli_root, _bernoulli_sample)
+"""Logistic: f is a logit, y is 0 or 1."""
+
+gaussian = Likelihood("gaussian", _gaussian_loss, _gaussian_root, _gaussian_sample)
+"""Least squares: f is the mean of y, of unit noise variance (scale f and y by 1/σ for another)."""
+
+poisson = Likelihood("poisson", _poisson_loss, _poisson_root, _poisson_sample)
+"""Counts: f is the log of the rate of y."""
+
+LIKELIHOODS = {q.name: q for q in (categorical, bernoulli, gaussian, poisson)}
+
+
+def as_likelihood(likelihood: Any) -> Likelihood:
+    """A `Likelihood` from its name, from itself, or from a loss(f, y) of one example."""
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    if isinstance(likelihood, str) and likelihood in LIKELIHOODS:
+        return LIKELIHOODS[likelihood]
+    if callable(likelihood):
+        name = getattr(likelihood, "__name__", "loss")
+        return Likelihood(name, likelihood, functools.partial(_convex_root, likelihood))
+    raise ValueError(
+        f"likelihood is {likelihood!r}, and it must be one of {tuple(LIKELIHOODS)}, a "
+        "`Likelihood`, or a function loss(output, label) of one example."
+    )
+
+
+def _convex_root(
+    loss: Callable[[Array, Array], Array], output: Array, label: Array
+) -> Float[Array, "C C"]:
+    """A square root of the Hessian in f of any loss, its negative eigenvalues taken as zero."""
+    hessian = jax.hessian(lambda f: loss(f.reshape(output.shape), label))(output.ravel())
+    eigenvalues, vectors = jnp.linalg.eigh(hessian)
+    return vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedLoss:
+    """ℓ_i(θ) = −log p(y_i | f(θ, x_i)) for a batch (x, y): a model, then a likelihood."""
+
+    model: Callable[[PyTree, PyTree], Array]
+    likelihood: Likelihood
+
+    def __call__(self, params: PyTree, batch: tuple[PyTree, Array]) -> Float[Array, " N"]:
+        inputs, labels = batch
+        return jax.vmap(self.likelihood.loss)(self.model(params, inputs), labels)

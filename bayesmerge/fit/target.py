@@ -1,0 +1,311 @@
+"""What is fitted: ℓ(θ) = Σ_i ℓ_i(θ), a loss summed over examples, its data, and its prior."""
+
+import abc
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
+
+from bayesmerge.families.checks import is_concrete, require_finite
+from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.fit.likelihood import Likelihood, SupervisedLoss, as_likelihood
+from bayesmerge.tasks import as_weights, named
+
+Loss = Callable[[PyTree, PyTree], Float[Array, " N"]]
+Statistic = Callable[[Loss, PyTree, PyTree, Int[ArrayLike, ""]], PyTree]
+
+
+class AbstractTarget(eqx.Module):
+    """A loss ℓ(θ) that is a sum over batches of examples, and so is all that is computed of it."""
+
+    prior: eqx.AbstractVar[AbstractGaussian | None]
+
+    @abc.abstractmethod
+    def accumulate(
+        self, statistic: Statistic, params: PyTree, chunk_size: int | None = None
+    ) -> PyTree:
+        """Σ over batches of `statistic(loss, params, batch, index of the batch)`, at most
+        `chunk_size` examples each where the data are arrays."""
+
+    @abc.abstractmethod
+    def check(self, params: PyTree) -> None:
+        """Nothing, or an error if the loss does not return one value per example."""
+
+    @property
+    @abc.abstractmethod
+    def is_streamed(self) -> bool:
+        """Whether data are read from an iterable, so that no compiled program holds them all."""
+
+    @property
+    @abc.abstractmethod
+    def has_model(self) -> bool:
+        """Whether the model's outputs are known, so that GGN and Fisher exist."""
+
+    def total(self, params: PyTree) -> Float[Array, ""]:
+        """ℓ(θ) = Σ_i ℓ_i(θ)."""
+        return self.accumulate(_summed_loss, params)
+
+    def value_and_gradient(self, params: PyTree) -> tuple[Float[Array, ""], PyTree]:
+        """ℓ(θ) and ∇ℓ(θ)."""
+        return self.accumulate(_value_and_gradient, params)
+
+
+class Target(AbstractTarget):
+    r"""A loss summed over examples, $\ell(\theta) = \sum_i \ell_i(\theta)$, with its data.
+
+    - `loss(params, batch)`: ℓ_i(θ) for every example of a batch, shape (N,), never their mean or
+      sum; a pure JAX function in which examples do not interact.
+    - `data`: all examples as arrays (an array, tuple or dict; first axis N), or an iterable of such
+      minibatches (a list of tuples, a data loader), which is read batch by batch and never held
+      at once. A target with arrays is a pytree: its data are arguments of compiled programs, and
+      `equinox.filter_vmap` maps over targets stacked along a leading axis.
+    - `prior`: p_0, a Gaussian over θ, or `None`; what `laplace` uses when given no other.
+
+    For generalised Gauss-Newton and Fisher curvature the model's output is needed as well: build
+    the target with `Target.supervised`.
+
+    **Raises** `ValueError` for an empty dataset, first axes that differ, or data that are not
+    finite.
+
+    ```python
+    >>> import bayesmerge as bm
+    >>> def loss(theta, batch):
+    ...     x, y = batch
+    ...     return 0.5 * (x @ theta - y) ** 2
+    >>> target = bm.Target(loss, (jnp.eye(2), jnp.array([1.0, 2.0])))
+    >>> target.total(jnp.zeros(2))
+    Array(2.5, dtype=float64)
+
+    ```
+
+    Source: the ℓ_t of GM equations 5 to 7.
+    """
+
+    loss: Loss = eqx.field(static=True)
+    data: Any
+    prior: AbstractGaussian | None
+
+    def __init__(self, loss: Loss, data: Any, *, prior: AbstractGaussian | None = None):
+        self.loss = loss
+        self.data = _as_data(data)
+        self.prior = prior
+
+    @classmethod
+    def supervised(
+        cls,
+        model: Callable[[PyTree, PyTree], Array],
+        likelihood: Likelihood | str | Callable[[Array, Array], Array],
+        data: Any,
+        *,
+        prior: AbstractGaussian | None = None,
+    ) -> "Target":
+        r"""A target of the form $\ell_i(\theta) = -\log p(y_i \mid f(\theta, x_i))$.
+
+        - `model(params, inputs)`: f, shape (N, …), for a batch of inputs.
+        - `likelihood`: `"categorical"` (softmax), `"bernoulli"`, `"gaussian"` (unit variance) or
+          `"poisson"`; a `Likelihood`; or loss(output, label) of one example.
+        - `data`: (inputs, labels), or an iterable of such minibatches.
+        - `prior`: as above.
+
+        ```python
+        >>> import bayesmerge as bm
+        >>> def model(W, x):
+        ...     return x @ W
+        >>> data = (jnp.eye(3), jnp.array([0, 1, 2]))
+        >>> bm.Target.supervised(model, "categorical", data).total(jnp.zeros((3, 3)))
+        Array(3.29583687, dtype=float64)
+
+        ```
+        """
+        return cls(SupervisedLoss(model, as_likelihood(likelihood)), data, prior=prior)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether data are an iterable of minibatches."""
+        return isinstance(self.data, Minibatches)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the target is supervised."""
+        return isinstance(self.loss, SupervisedLoss)
+
+    def accumulate(
+        self, statistic: Statistic, params: PyTree, chunk_size: int | None = None
+    ) -> PyTree:
+        if not isinstance(self.data, Minibatches):
+            return _over_chunks(
+                lambda batch, i: statistic(self.loss, params, batch, i), self.data, chunk_size
+            )
+        parts = (
+            _on_batch(statistic, self.loss, params, batch, jnp.asarray(i))
+            for i, batch in enumerate(self.data)
+        )
+        return functools.reduce(_add, parts)
+
+    def check(self, params: PyTree) -> None:
+        batch = next(iter(self.data)) if isinstance(self.data, Minibatches) else self.data
+        (num_examples,) = {jnp.shape(x)[0] for x in jax.tree.leaves(batch)}
+        shape = jax.eval_shape(self.loss, params, batch).shape
+        if shape != (num_examples,):
+            raise ValueError(
+                f"the loss returned shape {shape} for a batch of {num_examples} examples, and it "
+                f"must return one value per example, shape ({num_examples},). A mean or a sum over "
+                "the batch hides the number of examples, a factor in every Hessian: remove the "
+                "`.mean()` or `.sum()`, and any factor 1/N."
+            )
+
+
+class JointTarget(AbstractTarget):
+    r"""The weighted multitask loss, $\ell(\theta) = \sum_t \alpha_t\ell_t(\theta)$.
+
+    Its mode with prior p_0 is θ_α, what joint training at weights α gives and what a merged model
+    previews.
+
+    - `targets`: ℓ_t, a sequence of T targets or a mapping from task names to them.
+    - `weights`: α, shape (T,), or a mapping from the same names.
+
+    ```python
+    >>> import bayesmerge as bm
+    >>> def loss(theta, y):
+    ...     return 0.5 * (y - theta) ** 2
+    >>> tasks = [bm.Target(loss, jnp.array([0.0])), bm.Target(loss, jnp.array([4.0]))]
+    >>> bm.find_mode(bm.JointTarget(tasks, [1.0, 3.0]), start=jnp.array(0.0)).params
+    Array(3., dtype=float64)
+
+    ```
+
+    Source: FP equation 1; GM equation 7.
+    """
+
+    targets: list[Any]
+    weights: Float[Array, " T"]
+    prior: AbstractGaussian | None
+
+    def __init__(self, targets: Any, weights: ArrayLike | Any):
+        names, self.targets = named(targets, "targets")
+        self.weights = as_weights(weights, names)
+        self.prior = None
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether any task's data are an iterable of minibatches."""
+        return any(target.is_streamed for target in self.targets)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether all tasks are supervised."""
+        return all(target.has_model for target in self.targets)
+
+    def accumulate(
+        self, statistic: Statistic, params: PyTree, chunk_size: int | None = None
+    ) -> PyTree:
+        parts = [
+            jax.tree.map(
+                lambda x, w=weight: w.astype(x.dtype) * x,
+                target.accumulate(statistic, params, chunk_size),
+            )
+            for target, weight in zip(self.targets, self.weights, strict=True)
+        ]
+        return functools.reduce(_add, parts)
+
+    def check(self, params: PyTree) -> None:
+        for target in self.targets:
+            target.check(params)
+
+
+class Minibatches:
+    """An iterable of minibatches, opaque to JAX."""
+
+    def __init__(self, batches: Iterable[PyTree]):
+        if iter(batches) is batches:
+            raise ValueError(
+                "data is an iterator, which can be read only once, and a fit reads the data many "
+                "times. Pass a list of minibatches, or an object whose `__iter__` starts anew."
+            )
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[PyTree]:
+        empty = True
+        for batch in self._batches:
+            empty = False
+            yield _as_batch(batch)
+        if empty:
+            raise ValueError("data has no minibatches: an empty dataset cannot be fitted.")
+
+
+def _as_data(data: Any) -> Any:
+    if isinstance(data, Minibatches):
+        return data
+    if isinstance(data, list) and all(hasattr(x, "shape") for x in data) and data:
+        raise TypeError(
+            "data is a list of arrays, which could mean (inputs, labels) or minibatches. Pass a "
+            "tuple of arrays for one dataset, or a list of tuples for minibatches."
+        )
+    is_arrays = isinstance(data, (tuple, dict)) or hasattr(data, "shape")
+    return _as_batch(data) if is_arrays else Minibatches(data)
+
+
+def _as_batch(batch: PyTree) -> PyTree:
+    """`batch` with jax arrays for leaves, checked to be finite and of one first axis."""
+    arrays = jax.tree.map(jnp.asarray, batch)
+    sizes = {
+        jax.tree_util.keystr(path): jnp.shape(x)[0] if jnp.ndim(x) else None
+        for path, x in jax.tree_util.tree_leaves_with_path(arrays)
+    }
+    if len(set(sizes.values())) != 1 or None in sizes.values():
+        raise ValueError(
+            f"data must have one row per example in every array, and first axes are {sizes}."
+        )
+    if 0 in sizes.values():
+        raise ValueError("data has no examples: an empty dataset cannot be fitted.")
+    floating = [x for x in jax.tree.leaves(arrays) if jnp.issubdtype(x.dtype, jnp.floating)]
+    if floating and is_concrete(floating):
+        require_finite(arrays, "data")
+    return arrays
+
+
+def _over_chunks(
+    statistic: Callable[[PyTree, Int[ArrayLike, ""]], PyTree],
+    data: PyTree,
+    chunk_size: int | None,
+) -> PyTree:
+    """Σ of `statistic` over consecutive chunks of `data`, one at a time in memory."""
+    size = jnp.shape(jax.tree.leaves(data)[0])[0]
+    if chunk_size is None or size <= chunk_size:
+        return statistic(data, jnp.asarray(0))
+    count, whole = size // chunk_size, size - size % chunk_size
+    chunks = jax.tree.map(lambda x: x[:whole].reshape((count, chunk_size) + x.shape[1:]), data)
+    indexed = (chunks, jnp.arange(count))
+    part = jax.eval_shape(statistic, *jax.tree.map(lambda x: x[0], indexed))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), part)
+    total, _ = jax.lax.scan(lambda sum, chunk: (_add(sum, statistic(*chunk)), None), zero, indexed)
+    if whole == size:
+        return total
+    return _add(total, statistic(jax.tree.map(lambda x: x[whole:], data), jnp.asarray(count)))
+
+
+@eqx.filter_jit
+def _on_batch(
+    statistic: Statistic, loss: Loss, params: PyTree, batch: PyTree, index: Int[Array, ""]
+) -> PyTree:
+    return statistic(loss, params, batch, index)
+
+
+def _summed_loss(
+    loss: Loss, params: PyTree, batch: PyTree, index: Int[ArrayLike, ""]
+) -> Float[Array, ""]:
+    return jnp.sum(loss(params, batch))
+
+
+def _value_and_gradient(
+    loss: Loss, params: PyTree, batch: PyTree, index: Int[ArrayLike, ""]
+) -> tuple[Float[Array, ""], PyTree]:
+    return jax.value_and_grad(lambda theta: jnp.sum(loss(theta, batch)))(params)
+
+
+def _add(x: PyTree, y: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, x, y)

@@ -1,0 +1,317 @@
+"""Merging models is multiplying posteriors: p_α(θ) ∝ p_0(θ)^γ Π_t q_t(θ)^{α_t} (FP-5).
+
+`merge` is that line. The named schemes below it are choices of q_t and p_0.
+"""
+
+import functools
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from bayesmerge.families.base import AbstractExponentialFamily
+from bayesmerge.families.checks import is_concrete
+from bayesmerge.families.gaussian import (
+    AbstractGaussian,
+    DiagonalGaussian,
+    FullGaussian,
+    IsotropicGaussian,
+)
+from bayesmerge.families.layout import Layout
+from bayesmerge.tasks import as_weights, matched, named
+
+Q = TypeVar("Q", bound=AbstractExponentialFamily)
+Posteriors: TypeAlias = Sequence[AbstractExponentialFamily] | Mapping[str, AbstractExponentialFamily]
+Weights: TypeAlias = ArrayLike | Sequence[float] | Mapping[str, Any]
+
+
+def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
+    r"""Multiply task posteriors, each to the power of its weight.
+
+    $$p_\alpha(\theta) \propto p_0(\theta)^\gamma \prod_t q_t(\theta)^{\alpha_t}, \qquad
+    \gamma = 1 - \sum_t \alpha_t,$$
+
+    which is addition of natural parameters, λ_α = γλ_0 + Σ α_t λ_t. The merged model is
+    `merge(…).mode()`.
+
+    - `posteriors`: q_t, **with** the prior in them; a sequence of T or a mapping from task names.
+      Isotropic, diagonal and full Gaussians may be mixed.
+    - `weights`: α, shape (T,), or (A, T) for a batch of A merged posteriors; with named tasks also
+      a mapping from the same names to scalars or to arrays (A,). Negative weights and Σα > 1 are
+      legitimate while the result stays proper.
+    - `prior`: p_0. `None` is a flat prior (γ plays no role): right when Σα = 1.
+
+    **Returns** the merged posterior, a batch of A if the weights are.
+
+    **Raises** `ValueError` for weights of another length, not finite, or (for a negative weight or
+    γ) so far out that the result is improper: then with the smallest eigenvalue or entry of the
+    precision and the largest feasible scale of α. Under `jit` that last error comes from `mode()`.
+
+    ```python
+    >>> import bayesmerge as bm
+    >>> p0 = bm.IsotropicGaussian.from_mean_precision(jnp.array(0.0), 1.0)
+    >>> q = {"a": bm.IsotropicGaussian.from_mean_precision(jnp.array(1.0), 3.0),
+    ...      "b": bm.IsotropicGaussian.from_mean_precision(jnp.array(2.0), 5.0)}
+    >>> bm.merge(q, {"a": 1.0, "b": 1.0}, prior=p0).mode()
+    Array(1.85714286, dtype=float64)
+
+    ```
+
+    Source: FP equation 5; GMA equation 20 (Theorem 1) and §1.6.
+    """
+    names, qs = named(posteriors, "posteriors")
+    alpha = as_weights(weights, names)
+    for q in qs[1:]:
+        qs[0].layout.require_same(q.layout, "the posteriors to merge")
+    if prior is not None:
+        prior.layout.require_same(qs[0].layout, "prior and posteriors")
+    merged = _weighted_product(qs, alpha, prior)
+    if is_concrete((merged, alpha)):
+        _require_feasible(merged, qs, alpha, prior)
+    return merged
+
+
+def remove(posterior: Q, part: AbstractExponentialFamily, weight: float = 1.0) -> Q:
+    """The posterior without the data of `part`: posterior / part^weight.
+
+    - `posterior`: p(θ | all data).
+    - `part`: the likelihood factor of the data to remove, **without** the prior
+      (`laplace(…, include_prior=False)`, or q_t / p_0).
+    - `weight`: how much of it to remove; 1 removes all.
+
+    **Returns** the quotient; improper, and an error when asked for its mode, if more is taken away
+    than there was.
+
+    ```python
+    >>> import bayesmerge as bm
+    >>> all_flips = bm.Beta.from_concentrations(6.0, 4.0)
+    >>> some_flips = bm.Beta.from_concentrations(3.0, 2.0)  # two heads and a tail, flat prior
+    >>> bm.remove(all_flips, some_flips).mode()
+    Array(0.6, dtype=float64)
+
+    ```
+
+    Source: GMA equation 13 as a quotient of posteriors.
+    """
+    return posterior / part**weight  # type: ignore[return-value]
+
+
+def average(params: Any, weights: Weights) -> IsotropicGaussian:
+    r"""Simple averaging, $\bar\theta = \sum_t \alpha_t\theta_t$: q_t = N(θ_t, I), p_0 = N(0, I).
+
+    - `params`: θ_t, a sequence or mapping of T parameter pytrees.
+    - `weights`: α, as in `merge`.
+
+    **Returns** the merged posterior N(θ̄, I); its `mode()` is θ̄.
+
+    ```python
+    >>> import bayesmerge as bm
+    >>> bm.average([jnp.array([0.0, 2.0]), jnp.array([4.0, 2.0])], [0.5, 0.5]).mode()
+    Array([2., 2.], dtype=float64)
+
+    ```
+
+    Source: FP equations 2 and 9; GM §2 (model soups, Wortsman et al. 2022).
+    """
+    _, thetas = named(params, "params")
+    return task_arithmetic(params, weights, jax.tree.map(jnp.zeros_like, thetas[0]))
+
+
+def task_arithmetic(params: Any, weights: Weights, base: PyTree) -> IsotropicGaussian:
+    r"""Task arithmetic, $\theta_0 + \sum_t \alpha_t(\theta_t - \theta_0)$.
+
+    q_t = N(θ_t, I) and p_0 = N(θ_0, I).
+
+    - `params`: θ_t, a sequence or mapping of T parameter pytrees.
+    - `weights`: α, as in `merge`.
+    - `base`: θ_0, the model that the θ_t were fine-tuned from.
+
+    **Returns** the merged posterior; its `mode()` is the merged model.
+
+    ```python
+    >>> import bayesmerge as bm
+    >>> base = jnp.array([1.0, 1.0])
+    >>> bm.task_arithmetic([jnp.array([2.0, 1.0]), jnp.array([1.0, 3.0])], [1.0, 0.5], base).mode()
+    Array([2., 2.], dtype=float64)
+
+    ```
+
+    Source: FP equation 3; GM §2 (Ilharco et al. 2023).
+    """
+    names, thetas = named(params, "params")
+    qs = {name: _factor(theta, 1.0) for name, theta in zip(names, thetas, strict=True)}
+    return merge(qs, weights, prior=_factor(base, 1.0))
+
+
+def fisher_average(params: Any, fishers: Any, weights: Weights) -> AbstractGaussian:
+    r"""Fisher averaging, $\sum_t \alpha_t \bar F^{-1} F_t\theta_t$, $\bar F = \sum_t \alpha_t F_t$.
+
+    q_t = N(θ_t, F_t⁻¹) and no prior.
+
+    - `params`: θ_t, a sequence or mapping of T parameter pytrees.
+    - `fishers`: F_t, likewise: pytrees shaped as θ (diagonal), matrices (P, P), or scalars.
+      Entries may be zero for some tasks, not for all.
+    - `weights`: α, as in `merge`.
+
+    **Returns** the merged posterior; its `mode()` is the merged model.
+
+    ```python
+    >>> import bayesmerge as bm
+    >>> theta = [jnp.array([0.0, 0.0]), jnp.array([1.0, 1.0])]
+    >>> fisher = [jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])]
+    >>> bm.fisher_average(theta, fisher, [0.5, 0.5]).mode()
+    Array([0.5 , 0.25], dtype=float64)
+
+    ```
+
+    Source: GM §2 and equation 10 with H_0 = 0 (Matena & Raffel 2022).
+    """
+    return merge(_factors(params, fishers), weights)
+
+
+def hessian_weighted(
+    params: Any, precisions: Any, weights: Weights, prior: AbstractGaussian | None = None
+) -> AbstractGaussian:
+    r"""Hessian-weighted merging, $(\sum_t\alpha_t H_t)^{-1}\sum_t \alpha_t H_t\theta_t$.
+
+    q_t = N(θ_t, H_t⁻¹) where H_t is the precision of q_t itself, prior included. With `prior`
+    N(θ_0, H_0⁻¹) it is (γH_0 + Σα_tH_t)⁻¹(γH_0θ_0 + Σα_tH_tθ_t) (misprint 11).
+
+    - `params`: θ_t, a sequence or mapping of T parameter pytrees.
+    - `precisions`: H_t, likewise: pytrees shaped as θ (diagonal), matrices (P, P), or scalars.
+    - `weights`: α, as in `merge`.
+    - `prior`: p_0, or `None`.
+
+    **Returns** the merged posterior; its `mode()` is the merged model.
+
+    ```python
+    >>> import bayesmerge as bm
+    >>> theta = [jnp.array([0.0, 0.0]), jnp.array([1.0, 1.0])]
+    >>> H = [jnp.array([[2.0, 0.0], [0.0, 2.0]]), jnp.array([[2.0, 0.0], [0.0, 6.0]])]
+    >>> bm.hessian_weighted(theta, H, [0.5, 0.5]).mode()
+    Array([0.5 , 0.75], dtype=float64)
+
+    ```
+
+    Source: FP equation 10.
+    """
+    return merge(_factors(params, precisions), weights, prior)
+
+
+def gradient_matching(
+    params: Any, curvatures: Any, weights: Weights, base: PyTree, base_precision: Any
+) -> AbstractGaussian:
+    r"""Gradient-matching merging (GM-10),
+    $\theta_0 + \sum_t\alpha_t \bar H^{-1}(H_0 + H_t)(\theta_t - \theta_0)$,
+    $\bar H = H_0 + \sum_t\alpha_t H_t$.
+
+    p_0 = N(θ_0, H_0⁻¹) and q_t = N(θ_t, (H_0 + H_t)⁻¹), merged with γ = 1 − Σα.
+
+    - `params`: θ_t, a sequence or mapping of T parameter pytrees.
+    - `curvatures`: H_t, **without** the prior, for losses that are **sums** over examples:
+      pytrees shaped as θ (diagonal), matrices (P, P), or scalars.
+    - `weights`: α, as in `merge`.
+    - `base`, `base_precision`: θ_0 and H_0.
+
+    **Returns** the merged posterior; its `mode()` is the merged model.
+
+    ```python
+    >>> import bayesmerge as bm
+    >>> theta, H = [jnp.array([1.0]), jnp.array([2.0])], [jnp.array([1.0]), jnp.array([3.0])]
+    >>> bm.gradient_matching(theta, H, [1.0, 1.0], jnp.array([0.0]), jnp.array([1.0])).mode()
+    Array([2.], dtype=float64)
+
+    ```
+
+    Source: GM equation 10; GMA equation 18 and Theorem 1.
+    """
+    names, thetas = named(params, "params")
+    hessians = matched(curvatures, names, "curvatures")
+    qs = [
+        _factor(theta, base_precision) * _factor(theta, H)
+        for theta, H in zip(thetas, hessians, strict=True)
+    ]
+    return merge(dict(zip(names, qs, strict=True)), weights, _factor(base, base_precision))
+
+
+@eqx.filter_jit
+def _weighted_product(qs: list[Any], alpha: Array, prior: Any) -> Any:
+    if alpha.ndim == 2:
+        return jax.vmap(lambda a: _product(qs, a, prior))(alpha)
+    return _product(qs, alpha, prior)
+
+
+def _product(qs: list[Any], alpha: Float[Array, " T"], prior: Any) -> Any:
+    factors = [q ** alpha[t] for t, q in enumerate(qs)]
+    if prior is not None:
+        gamma = 1 - jnp.sum(alpha)
+        factors = [prior**gamma, *factors]
+    return functools.reduce(operator.mul, factors)
+
+
+def _require_feasible(merged: Any, qs: list[Any], alpha: Array, prior: Any) -> None:
+    """An error that names the first weighting whose product is improper."""
+    gamma = 1 - jnp.sum(alpha, -1)
+    takes_away = jnp.any(alpha < 0, -1) | ((gamma < -1e-6) & (prior is not None))
+    if not jnp.any(takes_away):
+        return
+    improper = jnp.atleast_1d(takes_away & ~merged.is_proper())
+    if not jnp.any(improper):
+        return
+    row = int(jnp.argmax(improper))
+    first = jnp.atleast_2d(alpha)[row]
+    which = f"weights {first.tolist()}" + (f" (row {row})" if alpha.ndim == 2 else "")
+    raise ValueError(
+        f"{which} take away more than there is: the merged posterior is improper, "
+        f"{_smallest(_weighted_product(qs, first, prior))}. {_remedy(qs, first, prior)}"
+    )
+
+
+def _smallest(merged: Any) -> str:
+    if isinstance(merged, AbstractGaussian):
+        kind = "eigenvalue" if isinstance(merged, FullGaussian) else "entry"
+        return f"the smallest {kind} of its precision is {float(merged.smallest_precision()):.6g}"
+    smallest = min(jnp.min(leaf).item() for leaf in jax.tree.leaves(merged))
+    return f"its smallest natural parameter is {smallest:.6g}"
+
+
+def _remedy(qs: list[Any], alpha: Array, prior: Any) -> str:
+    if prior is None:
+        return "Without a prior no scaling of the weights helps; pass `prior`."
+    scale = feasible_scale(qs, alpha, prior)
+    return f"With this prior, scaling all weights by less than {scale:.6g} keeps it proper."
+
+
+def feasible_scale(qs: list[Any], alpha: Array, prior: Any) -> float:
+    """The largest s ≤ 1 for which p_0^{1−sΣα} Π q_t^{sα_t} is proper, found by bisection: the
+    natural parameters are affine in s and proper ones form a convex set."""
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        proper = bool(_weighted_product(qs, middle * alpha, prior).is_proper())
+        low, high = (middle, high) if proper else (low, middle)
+    return low
+
+
+def _factor(mean: PyTree, precision: Any) -> AbstractGaussian:
+    """exp(−½‖θ − mean‖²_precision), of the family that the shape of `precision` says."""
+    size = Layout.of(mean, "params").size
+    shape = jnp.shape(precision) if not isinstance(precision, (dict, list, tuple)) else None
+    family: type[IsotropicGaussian | DiagonalGaussian | FullGaussian] = DiagonalGaussian
+    if shape == ():
+        family = IsotropicGaussian
+    elif shape == (size, size):
+        family = FullGaussian
+    flat = family.from_natural_parameters(jax.tree.map(jnp.zeros_like, mean), precision)
+    return eqx.tree_at(lambda q: q.linear, flat, flat.multiply(mean))
+
+
+def _factors(params: Any, precisions: Any) -> dict[str, AbstractGaussian]:
+    names, thetas = named(params, "params")
+    matrices = matched(precisions, names, "precisions")
+    pairs = zip(names, thetas, matrices, strict=True)
+    return {name: _factor(theta, matrix) for name, theta, matrix in pairs}
