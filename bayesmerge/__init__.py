@@ -16,6 +16,7 @@ from bayesmerge.fit import (
     find_mode,
     laplace,
 )
+from bayesmerge.grid import simplex_grid
 from bayesmerge.merging import (
     average,
     fisher_average,
@@ -25,6 +26,8 @@ from bayesmerge.merging import (
     remove,
     task_arithmetic,
 )
+from bayesmerge.preview import joint_training, preview
+from bayesmerge.result import Preview
 
 __all__ = [
     "Beta",
@@ -35,6 +38,7 @@ __all__ = [
     "Gamma",
     "IsotropicGaussian",
     "JointTarget",
+    "Preview",
     "Target",
     "average",
     "curvature",
@@ -42,8 +46,11 @@ __all__ = [
     "fisher_average",
     "gradient_matching",
     "hessian_weighted",
+    "joint_training",
     "laplace",
     "merge",
+    "preview",
     "remove",
+    "simplex_grid",
     "task_arithmetic",
 ]

@@ -13,11 +13,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray, PyTree
-from typing_extensions import Self
 
 from bayesmerge.families.checks import is_concrete, require, require_finite
 from bayesmerge.families.layout import Layout
 
+Q = TypeVar("Q", bound="AbstractExponentialFamily")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -83,7 +83,7 @@ class AbstractExponentialFamily(AbstractPosterior):
         """−E_q[log q(θ)], in nats."""
 
     @abc.abstractmethod
-    def kl_divergence(self, other: Self) -> Float[Array, "*batch"]:
+    def kl_divergence(self, other: Any) -> Float[Array, "*batch"]:
         """KL(q ‖ other) = E_q[log q(θ) − log other(θ)], in nats."""
 
     @abc.abstractmethod
@@ -91,7 +91,7 @@ class AbstractExponentialFamily(AbstractPosterior):
         """Independent draws θ ~ q, `shape` in front of every leaf's own shape."""
 
     @abc.abstractmethod
-    def aligned_with(self, other: "AbstractExponentialFamily") -> tuple[Self, Self]:
+    def aligned_with(self, other: "AbstractExponentialFamily") -> tuple[Any, Any]:
         """Both posteriors as members of the smallest family that holds both."""
 
     @property
@@ -105,19 +105,19 @@ class AbstractExponentialFamily(AbstractPosterior):
         gradient = over_batch(jax.grad(lambda q: q.log_partition()))(self)
         return gradient.natural_parameters
 
-    def __mul__(self, other: Any) -> Self:
+    def __mul__(self, other: Any) -> Any:
         if not isinstance(other, AbstractExponentialFamily):
             return NotImplemented
         self.layout.require_same(other.layout)
         p, q = self.aligned_with(other)
         return jax.tree.map(_add, p, q)
 
-    def __truediv__(self, other: Any) -> Self:
+    def __truediv__(self, other: Any) -> Any:
         if not isinstance(other, AbstractExponentialFamily):
             return NotImplemented
         return self * other**-1.0
 
-    def __pow__(self, exponent: ArrayLike) -> Self:
+    def __pow__(self: Q, exponent: ArrayLike) -> Q:
         exponent = jnp.asarray(exponent, float)
         if is_concrete(exponent):
             require_finite(exponent, "exponent")
@@ -135,7 +135,7 @@ class AbstractExponentialFamily(AbstractPosterior):
             self.layout.require_same(layout, "the posterior and theta (use jax.vmap for many θ)")
         return jax.tree.map(jnp.asarray, theta)
 
-    def _require_proper(self, what: str, detail: Callable[[], str] = str) -> Self:
+    def _require_proper(self: Q, what: str, detail: Callable[[], str] = str) -> Q:
         message = (
             f"this {type(self).__name__} is improper and has no {what}. A quotient of posteriors, "
             "or negative weights, can take away more than there is: multiply by a prior, or use "
@@ -196,5 +196,3 @@ def _scale(leaf: Array, exponent: Array) -> Array:
 
 def _pad_left(x: Array, ndim: int) -> Array:
     return x.reshape((1,) * (ndim - x.ndim) + x.shape)
-
-

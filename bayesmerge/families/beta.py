@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import betaln
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
-from typing_extensions import Self
 
 from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
 from bayesmerge.families.checks import require
@@ -26,10 +25,10 @@ class Beta(AbstractConjugateFamily):
     - `failures`: b − 1, likewise.
 
     ```python
-    >>> import bayesmerge as bm
+    >>> import jax.numpy as jnp, bayesmerge as bm
     >>> coins = [bm.Beta.from_concentrations(3.0, 2.0), bm.Beta.from_concentrations(5.0, 2.0)]
     >>> bm.merge(coins, [1.0, 1.0]).mode()
-    Array(0.75, dtype=float64)
+    Array(0.75, dtype=float32)
 
     ```
     """
@@ -39,7 +38,7 @@ class Beta(AbstractConjugateFamily):
     layout: Layout = eqx.field(static=True)
 
     @classmethod
-    def from_concentrations(cls, a: PyTree, b: PyTree) -> Self:
+    def from_concentrations(cls, a: PyTree, b: PyTree) -> "Beta":
         """Beta(a, b): `a`, `b` > 0, scalars or pytrees of one shape.
 
         **Raises** `ValueError` for a concentration that is not positive and finite.

@@ -6,6 +6,7 @@ from typing import TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 T = TypeVar("T")
@@ -41,12 +42,13 @@ def require_finite(tree: T, name: str) -> T:
 
     def where() -> str:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            bad = ~jnp.isfinite(leaf)
-            if bad.any():
-                index = tuple(int(i[0]) for i in jnp.nonzero(bad))
+            values = np.asarray(leaf)
+            bad = np.argwhere(~np.isfinite(values))
+            if len(bad):
+                index = tuple(bad[0].tolist())
                 return (
                     f"First at leaf '{jax.tree_util.keystr(path) or name}', index {index}: "
-                    f"{leaf[index]} ({int(bad.sum())} such entries)."
+                    f"{values[index]} ({len(bad)} such entries)."
                 )
         return ""
 

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
-from typing_extensions import Self
 
 from bayesmerge.families.base import AbstractExponentialFamily, over_batch, sum_leaves, tree_dot
 from bayesmerge.families.checks import require, require_finite
@@ -42,7 +41,7 @@ class AbstractConjugateFamily(AbstractExponentialFamily):
         mean_statistics = self.expected_statistics()
         return self.log_partition() - tree_dot(self.natural_parameters, mean_statistics)
 
-    def kl_divergence(self, other: Self) -> Float[Array, "*batch"]:
+    def kl_divergence(self, other: Any) -> Float[Array, "*batch"]:
         """A(λ') − A(λ) − ⟨λ' − λ, ∇A(λ)⟩, λ' of `other`: the Bregman divergence of A."""
         self.layout.require_same(other.layout)
         p, q = self.aligned_with(other)
@@ -52,7 +51,7 @@ class AbstractConjugateFamily(AbstractExponentialFamily):
             divergence = jax.vmap(divergence, axes)
         return divergence(p, q)
 
-    def aligned_with(self, other: AbstractExponentialFamily) -> tuple[Self, Self]:
+    def aligned_with(self, other: AbstractExponentialFamily) -> tuple[Any, Any]:
         if type(other) is not type(self):
             raise TypeError(
                 f"a {type(self).__name__} and a {type(other).__name__} are not members of one "
@@ -76,7 +75,7 @@ def shift(tree: PyTree, by: float) -> PyTree:
     return jax.tree.map(lambda x: x + by, tree)
 
 
-def all_above(bound: float, *trees: PyTree) -> Bool[Array, ""]:
+def all_above(bound: ArrayLike, *trees: PyTree) -> Bool[Array, ""]:
     """Whether every entry of every leaf is finite and above `bound`."""
     above = [jnp.all((x > bound) & jnp.isfinite(x)) for x in jax.tree.leaves(trees)]
     return jnp.all(jnp.stack(above))

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
-from typing_extensions import Self
 
 from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
 from bayesmerge.families.checks import require
@@ -22,10 +21,10 @@ class Dirichlet(AbstractConjugateFamily):
     - `counts`: a − 1, a pytree shaped as p, floating point.
 
     ```python
-    >>> import bayesmerge as bm
+    >>> import jax.numpy as jnp, bayesmerge as bm
     >>> dice = [bm.Dirichlet.from_concentrations(jnp.array([2.0, 2.0, 4.0]))] * 2
     >>> bm.merge(dice, [0.5, 0.5]).mode()
-    Array([0.2, 0.2, 0.6], dtype=float64)
+    Array([0.2, 0.2, 0.6], dtype=float32)
 
     ```
     """
@@ -34,7 +33,7 @@ class Dirichlet(AbstractConjugateFamily):
     layout: Layout = eqx.field(static=True)
 
     @classmethod
-    def from_concentrations(cls, a: PyTree) -> Self:
+    def from_concentrations(cls, a: PyTree) -> "Dirichlet":
         """Dirichlet(a): `a` > 0, a pytree of arrays (…, K) with K ≥ 2 categories on the last axis.
 
         **Raises** `ValueError` for a concentration that is not positive and finite, or K < 2.

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
-from typing_extensions import Self
 
 from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
 from bayesmerge.families.checks import require
@@ -22,10 +21,10 @@ class Gamma(AbstractConjugateFamily):
     - `rate`: b, likewise.
 
     ```python
-    >>> import bayesmerge as bm
+    >>> import jax.numpy as jnp, bayesmerge as bm
     >>> sites = [bm.Gamma.from_shape_rate(4.0, 1.0), bm.Gamma.from_shape_rate(6.0, 3.0)]
     >>> bm.merge(sites, [1.0, 1.0]).mode()
-    Array(2., dtype=float64)
+    Array(2., dtype=float32)
 
     ```
     """
@@ -35,7 +34,7 @@ class Gamma(AbstractConjugateFamily):
     layout: Layout = eqx.field(static=True)
 
     @classmethod
-    def from_shape_rate(cls, a: PyTree, b: PyTree) -> Self:
+    def from_shape_rate(cls, a: PyTree, b: PyTree) -> "Gamma":
         """Gamma with shape `a` > 0 and rate `b` > 0, scalars or pytrees of one shape.
 
         **Raises** `ValueError` for a shape or rate that is not positive and finite.
@@ -104,6 +103,7 @@ class Gamma(AbstractConjugateFamily):
         q = self._require_proper("sample")
 
         def draw(key: PRNGKeyArray, a: Array, b: Array) -> Array:
-            return jax.random.gamma(key, a, shape + a.shape, a.dtype) / b
+            full_shape = shape + a.shape
+            return jax.random.gamma(key, a, full_shape, a.dtype) / jnp.broadcast_to(b, full_shape)
 
         return jax.tree.map(draw, keys_like(key, q.rate), q.shape, q.rate)

@@ -63,12 +63,12 @@ def curvature(
     target has no model.
 
     ```python
-    >>> import bayesmerge as bm
+    >>> import jax.numpy as jnp, bayesmerge as bm
     >>> x, y = jnp.array([[1.0, 0.0], [1.0, 2.0]]), jnp.array([0.0, 1.0])
     >>> target = bm.Target.supervised(lambda w, x: x @ w, "gaussian", (x, y))
     >>> bm.curvature(target, jnp.zeros(2), "ggn")
     Array([[2., 2.],
-           [2., 4.]], dtype=float64)
+           [2., 4.]], dtype=float32)
 
     ```
 
@@ -127,7 +127,7 @@ class Root(eqx.Module):
 
     kind: str
     num_samples: int | None
-    key: PRNGKeyArray | None
+    key: Any
 
     def outputs(self, loss: Any, batch: PyTree) -> Callable[[PyTree], Float[Array, "N C"]]:
         """θ ↦ f_i(θ) for every example i of the batch."""

@@ -21,7 +21,7 @@ from bayesmerge.fit.optimise import Method, Mode, Objective, find_mode
 from bayesmerge.fit.target import AbstractTarget
 
 NEGLIGIBLE = 0.01
-"""Distance from the mode, in posterior standard deviations a parameter, that goes without saying."""
+"""Distance from the mode, in posterior standard deviations, that goes without saying."""
 
 
 def laplace(
@@ -65,7 +65,7 @@ def laplace(
     finite, and a Hessian that with the prior is not positive definite at the mode.
 
     ```python
-    >>> import bayesmerge as bm
+    >>> import jax.numpy as jnp, bayesmerge as bm
     >>> def loss(theta, batch):
     ...     x, y = batch
     ...     return 0.5 * (x @ theta - y) ** 2
@@ -73,7 +73,7 @@ def laplace(
     >>> prior = bm.FullGaussian.from_mean_precision(jnp.zeros(1), jnp.eye(1))
     >>> q = bm.laplace(target, prior)
     >>> q.mode().round(6), q.precision
-    (Array([1.166667], dtype=float64), Array([[6.]], dtype=float64))
+    (Array([1.166667], dtype=float32), Array([[6.]], dtype=float32))
 
     ```
 
@@ -155,7 +155,7 @@ def _expand(
     H = curvature(
         target, theta, kind, structure, num_samples=num_samples, key=key, block_size=block_size
     )
-    flat = _FAMILIES[structure](theta, H, layout)
+    flat = _FAMILIES[structure](linear=theta, precision=H, layout=layout)
     likelihood = _with_linear(flat, flat.multiply(theta))
     posterior = likelihood
     if prior is not None:

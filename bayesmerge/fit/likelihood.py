@@ -115,7 +115,7 @@ def _convex_root(
     """A square root of the Hessian in f of any loss, its negative eigenvalues taken as zero."""
     hessian = jax.hessian(lambda f: loss(f.reshape(output.shape), label))(output.ravel())
     eigenvalues, vectors = jnp.linalg.eigh(hessian)
-    return vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))
+    return vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))[None, :]
 
 
 @dataclasses.dataclass(frozen=True)

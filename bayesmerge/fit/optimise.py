@@ -79,11 +79,11 @@ def find_mode(
     **Raises** `ValueError` without a start, or for a loss that is not finite or not per example.
 
     ```python
-    >>> import bayesmerge as bm
+    >>> import jax.numpy as jnp, bayesmerge as bm
     >>> target = bm.Target(lambda theta, y: 0.5 * (y - theta) ** 2, jnp.array([1.0, 3.0]))
     >>> prior = bm.IsotropicGaussian.from_mean_precision(jnp.array(0.0), 2.0)
     >>> bm.find_mode(target, prior).params
-    Array(1., dtype=float64)
+    Array(1., dtype=float32)
 
     ```
 
@@ -146,7 +146,9 @@ class Objective(eqx.Module):
         """H + H_0, with the GGN for H where it exists: it has no descent to miss."""
         layout = Layout.of(theta)
         kind: Kind = "ggn" if self.target.has_model else "hessian"
-        likelihood = FullGaussian(theta, curvature(self.target, theta, kind), layout)
+        likelihood = FullGaussian(
+            linear=theta, precision=curvature(self.target, theta, kind), layout=layout
+        )
         return likelihood.precision if self.prior is None else (likelihood * self.prior).precision
 
 
@@ -173,12 +175,18 @@ _find_mode_compiled = eqx.filter_jit(_find_mode)
 def _lbfgs(objective: Objective, start: PyTree, max_steps: int) -> tuple[PyTree, Any]:
     import optimistix as optx
 
-    tolerance = float(_epsilon(start) ** (2 / 3))
-    solver = optx.LBFGS(rtol=tolerance, atol=tolerance, history_length=HISTORY)
-    solution = optx.minimise(
-        lambda theta, _: objective.value(theta), solver, start, max_steps=max_steps, throw=False
+    tolerance = _epsilon(start) ** (2 / 3)
+    solver: Any = optx.LBFGS(rtol=tolerance, atol=tolerance, history_length=HISTORY)
+    # The solver's own state is of jax's default float type, and so must be what it steps.
+    default_float = jax.tree.map(lambda x: x.astype(float), start)
+    solution: Any = optx.minimise(
+        lambda theta, _: objective.value(_cast_like(theta, start)).astype(float),
+        solver,
+        default_float,
+        max_steps=max_steps,
+        throw=False,
     )
-    return solution.value, solution.stats["num_steps"]
+    return _cast_like(solution.value, start), solution.stats["num_steps"]
 
 
 def _scipy_lbfgs(objective: Objective, start: PyTree, max_steps: int) -> tuple[PyTree, Any]:
@@ -242,6 +250,10 @@ def _python_while(
     while condition(state):
         state = body(state)
     return state
+
+
+def _cast_like(theta: PyTree, like: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), theta, like)
 
 
 def _epsilon(theta: PyTree) -> float:

@@ -72,13 +72,13 @@ class Target(AbstractTarget):
     finite.
 
     ```python
-    >>> import bayesmerge as bm
+    >>> import jax.numpy as jnp, bayesmerge as bm
     >>> def loss(theta, batch):
     ...     x, y = batch
     ...     return 0.5 * (x @ theta - y) ** 2
     >>> target = bm.Target(loss, (jnp.eye(2), jnp.array([1.0, 2.0])))
     >>> target.total(jnp.zeros(2))
-    Array(2.5, dtype=float64)
+    Array(2.5, dtype=float32)
 
     ```
 
@@ -112,12 +112,12 @@ class Target(AbstractTarget):
         - `prior`: as above.
 
         ```python
-        >>> import bayesmerge as bm
+        >>> import jax.numpy as jnp, bayesmerge as bm
         >>> def model(W, x):
         ...     return x @ W
         >>> data = (jnp.eye(3), jnp.array([0, 1, 2]))
         >>> bm.Target.supervised(model, "categorical", data).total(jnp.zeros((3, 3)))
-        Array(3.29583687, dtype=float64)
+        Array(3.295837, dtype=float32)
 
         ```
         """
@@ -169,12 +169,12 @@ class JointTarget(AbstractTarget):
     - `weights`: α, shape (T,), or a mapping from the same names.
 
     ```python
-    >>> import bayesmerge as bm
+    >>> import jax.numpy as jnp, bayesmerge as bm
     >>> def loss(theta, y):
     ...     return 0.5 * (y - theta) ** 2
     >>> tasks = [bm.Target(loss, jnp.array([0.0])), bm.Target(loss, jnp.array([4.0]))]
     >>> bm.find_mode(bm.JointTarget(tasks, [1.0, 3.0]), start=jnp.array(0.0)).params
-    Array(3., dtype=float64)
+    Array(3., dtype=float32)
 
     ```
 
@@ -278,7 +278,7 @@ def _over_chunks(
     if chunk_size is None or size <= chunk_size:
         return statistic(data, jnp.asarray(0))
     count, whole = size // chunk_size, size - size % chunk_size
-    chunks = jax.tree.map(lambda x: x[:whole].reshape((count, chunk_size) + x.shape[1:]), data)
+    chunks = jax.tree.map(lambda x: x[:whole].reshape((count, chunk_size, *x.shape[1:])), data)
     indexed = (chunks, jnp.arange(count))
     part = jax.eval_shape(statistic, *jax.tree.map(lambda x: x[0], indexed))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), part)

@@ -1,0 +1,191 @@
+"""Many task weightings at once: merge, take the mode, measure; before anyone pays for training."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from bayesmerge.fit.optimise import find_mode
+from bayesmerge.fit.target import JointTarget
+from bayesmerge.merging import merge
+from bayesmerge.result import Preview
+from bayesmerge.tasks import as_weights, named
+
+Metric = Callable[[PyTree], Any]
+
+BYTES_AT_ONCE = 2**28
+
+
+def preview(
+    posteriors: Any,
+    weights: Any,
+    metric: Metric,
+    prior: Any = None,
+    *,
+    higher_is_better: bool = True,
+    batch_size: int | None = None,
+    progress: bool | str = True,
+) -> Preview:
+    r"""The metric of the merged model at every weighting,
+    $\alpha \mapsto \mathrm{metric}\big(\arg\max_\theta p_0^\gamma \prod_t q_t^{\alpha_t}\big)$.
+
+    - `posteriors`, `prior`: q_t and p_0, as in `merge`; T posteriors, best as a mapping from task
+      names.
+    - `weights`: α, shape (A, T), e.g. `simplex_grid(T, 0.05)`.
+    - `metric(params)`: a scalar, or a mapping from names to scalars (an accuracy for each task).
+      A JAX function: it is compiled and mapped over weightings.
+    - `higher_is_better`: whether the best metric is the largest.
+    - `batch_size`: weightings merged at once; by default as many as keep the merged posteriors
+      within 256 MB.
+    - `progress`: whether to show a progress bar, or a name for it.
+
+    **Returns** a `Preview`.
+
+    **Warns** where the metric is NaN: such points are kept, and `best` passes over them.
+
+    **Raises** `ValueError` as `merge` does, and where the metric does not return scalars.
+
+    ```python
+    >>> import jax.numpy as jnp, bayesmerge as bm
+    >>> q = {"a": bm.IsotropicGaussian.from_mean_precision(jnp.array(0.0), 1.0),
+    ...      "b": bm.IsotropicGaussian.from_mean_precision(jnp.array(1.0), 3.0)}
+    >>> seen = bm.preview(q, bm.simplex_grid(2, 0.25), lambda x: -(x - 0.5)**2, progress=False)
+    >>> seen.best().weights
+    {'a': 0.75, 'b': 0.25}
+
+    ```
+
+    Source: FP §3 and Algorithm 1.
+    """
+    names, qs = named(posteriors, "posteriors")
+    alpha = jnp.atleast_2d(as_weights(weights, names))
+    merged = jax.eval_shape(lambda a: merge(qs, a, prior), alpha[0])
+    batch = batch_size or _batch_size(merged)
+    _check_negative(dict(zip(names, qs, strict=True)), alpha, prior, batch)
+    metrics = _sweep(_merged_mode, (qs, prior), metric, alpha, batch, progress)
+    return Preview(metrics, np.asarray(alpha, float), names, higher_is_better)
+
+
+def joint_training(
+    targets: Any,
+    weights: Any,
+    metric: Metric,
+    prior: Any = None,
+    *,
+    higher_is_better: bool = True,
+    batch_size: int = 32,
+    progress: bool | str = True,
+) -> Preview:
+    r"""The metric of the jointly trained model at every weighting: what a preview predicts.
+
+    $\theta_\alpha = \arg\min_\theta \sum_t \alpha_t\ell_t(\theta) +
+    \tfrac12\|\theta-\theta_0\|^2_{H_0}$, by `find_mode` from θ_0, many weightings in one
+    compiled program.
+
+    - `targets`: ℓ_t, a mapping from task names to targets, or a sequence.
+    - `prior`: p_0 = N(θ_0, H_0⁻¹).
+    - `weights`, `metric`, `higher_is_better`, `progress`: as in `preview`.
+    - `batch_size`: weightings trained at once.
+
+    **Returns** a `Preview`, for `preview(…).compare(…)`.
+
+    ```python
+    >>> import jax.numpy as jnp, bayesmerge as bm
+    >>> def loss(theta, y):
+    ...     return 0.5 * (y - theta) ** 2
+    >>> tasks = {"a": bm.Target(loss, jnp.array([0.0])), "b": bm.Target(loss, jnp.array([4.0]))}
+    >>> prior = bm.IsotropicGaussian.from_mean_precision(jnp.array(0.0), 1.0)
+    >>> bm.joint_training(tasks, [[0.0, 1.0]], lambda x: x, prior, progress=False).best().value
+    2.0
+
+    ```
+
+    Source: FP equation 1 with the prior of FP equation 7; GM equation 7.
+    """
+    names, losses = named(targets, "targets")
+    alpha = jnp.atleast_2d(as_weights(weights, names))
+    streamed = any(target.is_streamed for target in losses)
+    batch = 1 if streamed else batch_size
+    metrics = _sweep(
+        _joint_mode, (losses, prior), metric, alpha, batch, progress, compiled=not streamed
+    )
+    return Preview(metrics, np.asarray(alpha, float), names, higher_is_better)
+
+
+def _merged_mode(models: tuple[list[Any], Any], alpha: Float[Array, " T"]) -> PyTree:
+    qs, prior = models
+    return merge(qs, alpha, prior).mode()
+
+
+def _joint_mode(models: tuple[list[Any], Any], alpha: Float[Array, " T"]) -> PyTree:
+    targets, prior = models
+    return find_mode(JointTarget(targets, alpha), prior).params
+
+
+def _sweep(
+    model_at: Callable[[Any, Array], PyTree],
+    models: Any,
+    metric: Metric,
+    alpha: Float[Array, "A T"],
+    batch_size: int,
+    progress: bool | str,
+    compiled: bool = True,
+) -> Mapping[str, Float[np.ndarray, " A"]]:
+    """`metric(model_at(models, α))` for every α, `batch_size` at a time in one compiled program."""
+    from tqdm import tqdm
+
+    measured = []
+    batch_size = min(batch_size, len(alpha))
+    name = progress if isinstance(progress, str) else None
+    with tqdm(total=len(alpha), desc=name, disable=not progress, unit=" weightings") as bar:
+        for first in range(0, len(alpha), batch_size):
+            batch = alpha[first : first + batch_size]
+            if compiled:
+                padding = batch_size - len(batch)
+                padded = jnp.concatenate([batch, jnp.repeat(batch[-1:], padding, axis=0)])
+                values = _measure_batch(model_at, models, metric, padded)
+            else:
+                values = jax.tree.map(
+                    lambda x: x[None], _measured(metric, model_at(models, batch[0]))
+                )
+            measured.append({name: np.asarray(x)[: len(batch)] for name, x in values.items()})
+            bar.update(len(batch))
+    return {name: np.concatenate([m[name] for m in measured]) for name in measured[0]}
+
+
+@eqx.filter_jit
+def _measure_batch(
+    model_at: Callable[[Any, Array], PyTree], models: Any, metric: Metric, alpha: Array
+) -> dict[str, Float[Array, " A"]]:
+    return jax.vmap(lambda a: _measured(metric, model_at(models, a)))(alpha)
+
+
+def _measured(metric: Metric, params: PyTree) -> dict[str, Float[Array, ""]]:
+    values = metric(params)
+    if not isinstance(values, Mapping):
+        values = {"metric": values}
+    arrays = {str(name): jnp.asarray(value, float) for name, value in values.items()}
+    for name, value in arrays.items():
+        if value.shape != ():
+            raise ValueError(
+                f"metric '{name}' has shape {value.shape}, and it must be a scalar: take the mean "
+                "over examples, or return a mapping with one scalar for each task."
+            )
+    return arrays
+
+
+def _batch_size(merged: Any) -> int:
+    bytes_each = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(merged))
+    return max(1, BYTES_AT_ONCE // bytes_each)
+
+
+def _check_negative(posteriors: Any, alpha: Array, prior: Any, batch_size: int) -> None:
+    """`merge`'s error for the first weighting that takes away more than there is."""
+    suspect = jnp.any(alpha < 0, axis=1) | (jnp.sum(alpha, axis=1) > 1 + 1e-6)
+    rows = alpha[np.flatnonzero(np.asarray(suspect))]
+    for first in range(0, len(rows), batch_size):
+        merge(posteriors, rows[first : first + batch_size], prior)

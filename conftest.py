@@ -1,0 +1,23 @@
+"""Settings of every test: float64, no silent broadcasting, no reused random keys."""
+
+from collections.abc import Iterator
+
+import hypothesis
+import jax
+import matplotlib as mpl
+import pytest
+
+mpl.use("agg")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+hypothesis.settings.register_profile("bayesmerge", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.load_profile("bayesmerge")
+
+
+@pytest.fixture(autouse=True)
+def precision(request: pytest.FixtureRequest) -> Iterator[None]:
+    """float64 in tests; in examples what a user sees without configuring anything."""
+    is_example = isinstance(request.node, pytest.DoctestItem)
+    with jax.enable_x64(not is_example):
+        yield
+

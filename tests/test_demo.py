@@ -1,0 +1,57 @@
+"""The main job on real data, in a reduced setting, and through the command line."""
+
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from bayesmerge import demo
+from bayesmerge.cli import app
+
+pytest.importorskip("sklearn")
+
+
+@pytest.fixture(scope="module")
+def columns():
+    with jax.enable_x64(False):
+        return demo.demo(spacing=0.25, progress=False)
+
+
+def test_previews_of_digits(columns):
+    assert [c.name for c in columns] == ["isotropic", "diagonal", "full", "joint training"]
+    joint = columns[-1].surface
+    assert joint.best().value > 0.95
+    mse = {c.name: c.surface.compare(joint).mse for c in columns}
+    assert mse["isotropic"] > mse["diagonal"]
+    assert mse["isotropic"] > mse["full"]
+    assert mse["joint training"] == 0
+
+
+def test_corners_are_the_tasks_own_models(columns):
+    """At a corner the merged and the joint model are both the task's own."""
+    joint = columns[-1].surface
+    for column in columns[:-1]:
+        for corner in np.eye(3):
+            (row,) = np.flatnonzero((joint.weights == corner).all(1))
+            assert abs(column.surface.values()[row] - joint.values()[row]) < 0.01
+
+
+def test_the_figure(columns, tmp_path):
+    demo.draw(columns, tmp_path / "figure.png")
+    height, width, _ = matplotlib.image.imread(tmp_path / "figure.png").shape
+    assert width > 3 * height
+
+
+def test_the_command(tmp_path):
+    figure = tmp_path / "figure.png"
+    result = CliRunner().invoke(app, ["demo", "--spacing", "0.5", "--output", str(figure)])
+    assert result.exit_code == 0, result.output
+    assert figure.exists()
+    for expected in ("isotropic", "diagonal", "full", "MSE to joint", "regret"):
+        assert expected in result.output
+
+
+def test_the_command_refuses_a_bad_spacing():
+    result = CliRunner().invoke(app, ["demo", "--spacing", "0.3"])
+    assert result.exit_code != 0

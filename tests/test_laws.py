@@ -1,0 +1,172 @@
+"""The algebra of posteriors, for every family."""
+
+import functools
+import operator
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import FAMILIES, Case
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bayesmerge as bm
+
+seeds = st.integers(0, 2**32 - 1)
+exponents = st.floats(-3, 3, allow_nan=False)
+families = pytest.mark.parametrize("case", FAMILIES, ids=repr)
+
+
+def assert_same(p, q, rtol=1e-12, atol=1e-12):
+    assert jax.tree.structure(p) == jax.tree.structure(q)
+    for x, y in zip(jax.tree.leaves(p), jax.tree.leaves(q), strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
+
+
+def some(case: Case, seed: int, number: int):
+    rng = np.random.default_rng(seed)
+    return [case.make(rng) for _ in range(number)], case.point(rng)
+
+
+@families
+@given(seed=seeds)
+def test_power_zero_is_neutral(case, seed):
+    (p, q), theta = some(case, seed, 2)
+    assert_same(p * q**0.0, p)
+    np.testing.assert_allclose((q**0.0).log_density(theta), 0, atol=1e-14)
+
+
+@families
+@given(seed=seeds)
+def test_division_undoes_multiplication(case, seed):
+    (p, q), _ = some(case, seed, 2)
+    assert_same((p * q) / q, p, rtol=1e-11, atol=1e-11)
+
+
+@families
+@given(seed=seeds, a=exponents, b=exponents)
+def test_powers_of_powers_multiply(case, seed, a, b):
+    (q,), _ = some(case, seed, 1)
+    assert_same((q**a) ** b, q ** (a * b))
+
+
+@families
+@given(seed=seeds)
+def test_order_does_not_matter(case, seed):
+    (p, q, r), _ = some(case, seed, 3)
+    assert_same(p * q * r, r * (p * q), rtol=1e-11)
+    assert_same(p * q, q * p)
+
+
+@families
+@given(seed=seeds, a=exponents, b=exponents)
+def test_log_densities_add(case, seed, a, b):
+    (p, q), theta = some(case, seed, 2)
+    expected = a * p.log_density(theta) + b * q.log_density(theta)
+    np.testing.assert_allclose((p**a * q**b).log_density(theta), expected, rtol=1e-10, atol=1e-10)
+
+
+@families
+@given(seed=seeds, alpha=st.lists(st.floats(0, 2), min_size=3, max_size=3))
+def test_merge_is_the_operators(case, seed, alpha):
+    (p0, *qs), _ = some(case, seed, 4)
+    factors = [q**a for q, a in zip(qs, alpha, strict=True)]
+    assert_same(bm.merge(qs, alpha), functools.reduce(operator.mul, factors))
+    gamma = 1 - sum(alpha)
+    product = functools.reduce(operator.mul, [p0**gamma, *factors])
+    if bool(product.is_proper()):
+        assert_same(bm.merge(qs, alpha, prior=p0), product, rtol=1e-11, atol=1e-11)
+
+
+@families
+@given(seed=seeds)
+def test_log_density_is_linear_in_the_natural_parameters(case, seed):
+    (q,), theta = some(case, seed, 1)
+    statistics = q.sufficient_statistics(theta)
+    pairs = zip(jax.tree.leaves(q.natural_parameters), jax.tree.leaves(statistics), strict=True)
+    inner = sum(np.vdot(x, y) for x, y in pairs)
+    np.testing.assert_allclose(q.log_density(theta), inner, rtol=1e-10, atol=1e-10)
+    difference = q.log_prob(theta) - (inner - q.log_partition())
+    np.testing.assert_allclose(difference, 0, atol=1e-9)
+    assert jax.tree.structure(statistics) == jax.tree.structure(q.natural_parameters)
+
+
+@families
+def test_a_batch_behaves_like_its_members(case):
+    rng = np.random.default_rng(7)
+    members = [case.make(rng) for _ in range(3)]
+    theta, other = case.point(rng), case.make(rng)
+    batch = jax.tree.map(lambda *x: jnp.stack(x), *members)
+    assert batch.batch_shape == (3,)
+    assert members[0].batch_shape == ()
+    calls = {
+        "log_density": lambda q: q.log_density(theta),
+        "log_prob": lambda q: q.log_prob(theta),
+        "log_partition": lambda q: q.log_partition(),
+        "mode": lambda q: q.mode(),
+        "mean": lambda q: q.mean(),
+        "variance": lambda q: q.variance(),
+        "entropy": lambda q: q.entropy(),
+        "is_proper": lambda q: q.is_proper(),
+        "expected_statistics": lambda q: q.expected_statistics(),
+        "kl to": lambda q: q.kl_divergence(other),
+        "kl from": lambda q: other.kl_divergence(q),
+        "times": lambda q: (q * other).mode(),
+        "over": lambda q: other / q,
+        "power": lambda q: q**2.0,
+    }
+    for name, call in calls.items():
+        looped = jax.tree.map(lambda *x: jnp.stack(x), *[call(q) for q in members])
+        assert_same(call(batch), looped, rtol=1e-9, atol=1e-9), name
+        assert_same(jax.vmap(call)(batch), looped, rtol=1e-9, atol=1e-9), name
+        assert_same(eqx.filter_jit(call)(members[1]), call(members[1]), 1e-9, 1e-9), name
+
+
+@families
+def test_samples_of_a_batch_are_those_of_its_members(case):
+    rng = np.random.default_rng(3)
+    members = [case.make(rng) for _ in range(4)]
+    batch = jax.tree.map(lambda *x: jnp.stack(x), *members)
+    keys = jax.random.split(jax.random.key(0), 4)
+    drawn = jax.vmap(lambda q, key: q.sample(key, (5,)))(batch, jax.random.clone(keys))
+    looped = [q.sample(key, (5,)) for q, key in zip(members, keys, strict=True)]
+    assert_same(drawn, jax.tree.map(lambda *x: jnp.stack(x), *looped))
+    together = batch.sample(jax.random.key(0), (5,))
+    assert_same(together, drawn)
+    for leaf in jax.tree.leaves(batch[0] if isinstance(batch, tuple) else together):
+        assert leaf.shape[:2] == (4, 5)
+
+
+@families
+def test_weights_of_shape_A_T_are_a_batch_of_merges(case):
+    rng = np.random.default_rng(11)
+    qs = [case.make(rng) for _ in range(3)]
+    alpha = rng.dirichlet(np.ones(3), size=6)
+    batch = bm.merge(qs, alpha)
+    assert batch.batch_shape == (6,)
+    for a in range(6):
+        member = jax.tree.map(lambda x, a=a: x[a], batch)
+        assert_same(member, bm.merge(qs, alpha[a]))
+
+
+@families
+def test_gradients_reach_the_natural_parameters(case):
+    rng = np.random.default_rng(5)
+    q, theta = case.make(rng), case.point(rng)
+    gradient = jax.grad(lambda q: q.log_prob(theta))(q)
+    statistics, expected = q.sufficient_statistics(theta), q.expected_statistics()
+    difference = jax.tree.map(jnp.subtract, statistics, expected)
+    assert_same(gradient.natural_parameters, difference, rtol=1e-9, atol=1e-9)
+
+
+@families
+def test_named_tasks(case):
+    rng = np.random.default_rng(2)
+    p, q = case.make(rng), case.make(rng)
+    merged = bm.merge({"first": p, "second": q}, {"second": 0.25, "first": 0.75})
+    assert_same(merged, bm.merge([p, q], [0.75, 0.25]))
+    columns = {"first": np.array([0.1, 0.2]), "second": 0.5}
+    batch = bm.merge({"first": p, "second": q}, columns)
+    assert_same(batch, bm.merge([p, q], [[0.1, 0.5], [0.2, 0.5]]))
