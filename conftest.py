@@ -20,4 +20,3 @@ def precision(request: pytest.FixtureRequest) -> Iterator[None]:
     is_example = isinstance(request.node, pytest.DoctestItem)
     with jax.enable_x64(not is_example):
         yield
-

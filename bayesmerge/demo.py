@@ -94,18 +94,18 @@ def draw(columns: list[Column], path: Path) -> None:
     """The surfaces side by side on one colour scale, saved to `path`."""
     import matplotlib.pyplot as plt
 
-    from bayesmerge.plots import ternary
-
     values = np.concatenate([column.surface.values() for column in columns])
     low = math.floor(values.min() * 20) / 20
     high = math.ceil(values.max() * 20) / 20
     figure, axes = plt.subplots(1, len(columns), figsize=(13, 3.5), layout="constrained")
     for ax, column in zip(axes, columns, strict=True):
         scale: Any = {"vmin": low, "vmax": high, "levels": round((high - low) * 20)}
-        filled = ternary(ax, column.surface, colorbar=False, **scale)
+        column.surface.plot(ax=ax, colorbar=False, **scale)
         ax.set_title(column.name, fontsize="large", pad=10)
     ticks = np.arange(np.ceil(low * 10), np.floor(high * 10) + 1) / 10
-    figure.colorbar(filled, ax=axes, label="test accuracy", ticks=ticks, aspect=15, pad=0.01)
+    figure.colorbar(
+        axes[0].collections[0], ax=axes, label="test accuracy", ticks=ticks, aspect=15, pad=0.01
+    )
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -15,12 +15,10 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from bayesmerge.families.base import AbstractExponentialFamily
 from bayesmerge.families.checks import is_concrete
-from bayesmerge.families.gaussian import (
-    AbstractGaussian,
-    DiagonalGaussian,
-    FullGaussian,
-    IsotropicGaussian,
-)
+from bayesmerge.families.diagonal import DiagonalGaussian
+from bayesmerge.families.full import FullGaussian
+from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.isotropic import IsotropicGaussian
 from bayesmerge.families.layout import Layout
 from bayesmerge.tasks import as_weights, matched, named
 
@@ -193,9 +191,9 @@ def hessian_weighted(
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
     >>> theta = [jnp.array([0.0, 0.0]), jnp.array([1.0, 1.0])]
-    >>> H = [jnp.array([[4.0, 0.0], [0.0, 4.0]]), jnp.array([[4.0, 0.0], [0.0, 12.0]])]
+    >>> H = [jnp.array([[4.0, 0.0], [0.0, 4.0]]), jnp.array([[4.0, 0.0], [0.0, 28.0]])]
     >>> bm.hessian_weighted(theta, H, [0.5, 0.5]).mode()
-    Array([0.5 , 0.75], dtype=float32)
+    Array([0.5  , 0.875], dtype=float32)
 
     ```
 

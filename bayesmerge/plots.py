@@ -1,60 +1,63 @@
 """Pictures of a metric over task weights."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
-from bayesmerge.result import Preview
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
 
 HEIGHT = np.sqrt(3) / 2
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, HEIGHT]])
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def plot_preview(preview: Preview, metric: str | None, ax: "Axes | None", **options: Any) -> "Axes":
+def draw(
+    ax: "Axes | None",
+    weights: Float[np.ndarray, "A T"],
+    values: Float[np.ndarray, " A"],
+    tasks: tuple[str, ...],
+    higher_is_better: bool,
+    **options: Any,
+) -> "Axes":
     """The picture that suits the number of tasks; see `Preview.plot`."""
     if ax is None:
         import matplotlib.pyplot as plt
 
         _, ax = plt.subplots(layout="constrained")
-    on_simplex = np.allclose(preview.weights.sum(1), 1) and (preview.weights >= 0).all()
-    num_tasks = len(preview.tasks)
-    if num_tasks == 3 and on_simplex and len(preview.weights) >= 3:
-        ternary(ax, preview, metric, **options)
-    elif num_tasks == 2 and on_simplex:
-        curve(ax, preview, metric, **options)
-    else:
-        profiles(ax, preview, metric, **options)
+    best = np.nanmax if higher_is_better else np.nanmin
+    on_simplex = np.allclose(weights.sum(1), 1) and (weights >= 0).all()
+    picture = {2: curve, 3: ternary}.get(len(tasks), profiles) if on_simplex else profiles
+    picture(ax, weights, values, tasks, best, **options)
     return ax
 
 
 def ternary(
     ax: "Axes",
-    preview: Preview,
-    metric: str | None = None,
+    weights: Float[np.ndarray, "A 3"],
+    values: Float[np.ndarray, " A"],
+    tasks: tuple[str, ...],
+    best: Callable[[np.ndarray], float] = np.nanmax,
     *,
     vmin: float | None = None,
     vmax: float | None = None,
     levels: int = 12,
     cmap: str = "viridis",
-    label: str | None = None,
+    label: str = "metric",
     colorbar: bool = True,
-) -> "ScalarMappable":
+) -> None:
     """A filled contour over the simplex of three weights, a corner for each task; the best
     weighting is marked. Triangles with a NaN are left white."""
-    values = preview.values(metric)
+    from matplotlib.tri import Triangulation
+
     missing = np.isnan(values)
     low = float(np.nanmin(values)) if vmin is None else vmin
     high = float(np.nanmax(values)) if vmax is None else vmax
     high = high if high > low else low + 1e-9
-    from matplotlib.tri import Triangulation
-
-    points = preview.weights @ CORNERS
+    outside = (values[~missing] < low).any() or (values[~missing] > high).any()
+    points = weights @ CORNERS
     triangles = Triangulation(*points.T)
     triangles.set_mask(missing[triangles.triangles].any(axis=1))
     filled = ax.tricontourf(
@@ -62,53 +65,58 @@ def ternary(
         np.where(missing, low, values),
         levels=np.linspace(low, high, levels + 1),
         cmap=cmap,
-        extend="both"
-        if (values[~missing] < low).any() or (values[~missing] > high).any()
-        else None,
+        extend="both" if outside else "neither",
     )
     ax.plot(*np.vstack([CORNERS, CORNERS[:1]]).T, color="0.2", linewidth=1)
-    best = preview.best(metric)
-    ax.plot(*points[best.row], "*", color="white", markeredgecolor="black", markersize=13, zorder=3)
-    _corner_labels(ax, preview.tasks)
+    star = points[np.flatnonzero(values == best(values))[0]]
+    ax.plot(*star, "*", color="white", markeredgecolor="black", markersize=13, zorder=3)
+    _corner_labels(ax, tasks)
     ax.set_aspect("equal")
     ax.set_axis_off()
     ax.set_xlim(-0.06, 1.06)
     ax.set_ylim(-0.12, HEIGHT + 0.1)
-    if colorbar and ax.figure is not None:
-        ax.figure.colorbar(filled, ax=ax, label=label or metric or "metric", shrink=0.8)
-    return filled
+    if colorbar:
+        ax.figure.colorbar(filled, ax=ax, label=label, shrink=0.8)
 
 
 def curve(
-    ax: "Axes", preview: Preview, metric: str | None = None, *, label: str | None = None, **_: Any
+    ax: "Axes",
+    weights: Float[np.ndarray, "A 2"],
+    values: Float[np.ndarray, " A"],
+    tasks: tuple[str, ...],
+    best: Callable[[np.ndarray], float] = np.nanmax,
+    *,
+    label: str = "metric",
 ) -> None:
-    """The metric against the weight of the first of two tasks."""
-    values = preview.values(metric)
-    order = np.argsort(preview.weights[:, 0])
-    first, second = preview.tasks
-    best = preview.best(metric)
-    ax.plot(preview.weights[order, 0], values[order], "o-", color=COLOURS[0], markersize=4)
-    ax.plot(preview.weights[best.row, 0], best.value, "*", color=COLOURS[1], markersize=13)
-    ax.set_xlabel(f"weight of {first} (the rest is {second})")
-    ax.set_ylabel(label or metric or "metric")
+    """The metric against the weight of the first of two tasks; the best is marked."""
+    order = np.argsort(weights[:, 0])
+    star = np.flatnonzero(values == best(values))[0]
+    ax.plot(weights[order, 0], values[order], "o-", color=COLOURS[0], markersize=4)
+    ax.plot(weights[star, 0], values[star], "*", color=COLOURS[1], markersize=13)
+    ax.set_xlabel(f"weight of {tasks[0]} (the rest is {tasks[1]})")
+    ax.set_ylabel(label)
 
 
 def profiles(
-    ax: "Axes", preview: Preview, metric: str | None = None, *, label: str | None = None, **_: Any
+    ax: "Axes",
+    weights: Float[np.ndarray, "A T"],
+    values: Float[np.ndarray, " A"],
+    tasks: tuple[str, ...],
+    best: Callable[[np.ndarray], float] = np.nanmax,
+    *,
+    label: str = "metric",
 ) -> None:
     """For every task the best value attainable at each of its weights, over the other weights."""
-    values = preview.values(metric)
-    best = np.nanmax if preview.higher_is_better else np.nanmin
     styles = ("-", "--", "-.", ":")
-    for t, task in enumerate(preview.tasks):
-        places, group = _groups(preview.weights[:, t])
+    for t, task in enumerate(tasks):
+        places, group = _groups(weights[:, t])
         seen = [g for g in range(len(places)) if not np.isnan(values[group == g]).all()]
         attained = [best(values[group == g]) for g in seen]
         style = styles[t % len(styles)]
         colour = COLOURS[t % len(COLOURS)]
         ax.plot(places[seen], attained, style, color=colour, marker="o", markersize=4, label=task)
     ax.set_xlabel("weight of the task")
-    ax.set_ylabel(f"best {label or metric or 'metric'} over the other weights")
+    ax.set_ylabel(f"best {label} over the other weights")
     ax.legend(title="task", frameon=False)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from bayesmerge.families.checks import unchecked
 from bayesmerge.fit.optimise import find_mode
 from bayesmerge.fit.target import JointTarget
 from bayesmerge.merging import merge
@@ -65,7 +66,7 @@ def preview(
     alpha = jnp.atleast_2d(as_weights(weights, names))
     merged = jax.eval_shape(lambda a: merge(qs, a, prior), alpha[0])
     batch = batch_size or _batch_size(merged)
-    _check_negative(dict(zip(names, qs, strict=True)), alpha, prior, batch)
+    _check_weightings(dict(zip(names, qs, strict=True)), alpha, prior)
     metrics = _sweep(_merged_mode, (qs, prior), metric, alpha, batch, progress)
     return Preview(metrics, np.asarray(alpha, float), names, higher_is_better)
 
@@ -118,7 +119,8 @@ def joint_training(
 
 def _merged_mode(models: tuple[list[Any], Any], alpha: Float[Array, " T"]) -> PyTree:
     qs, prior = models
-    return merge(qs, alpha, prior).mode()
+    with unchecked():
+        return merge(qs, alpha, prior).mode()
 
 
 def _joint_mode(models: tuple[list[Any], Any], alpha: Float[Array, " T"]) -> PyTree:
@@ -183,9 +185,23 @@ def _batch_size(merged: Any) -> int:
     return max(1, BYTES_AT_ONCE // bytes_each)
 
 
-def _check_negative(posteriors: Any, alpha: Array, prior: Any, batch_size: int) -> None:
-    """`merge`'s error for the first weighting that takes away more than there is."""
-    suspect = jnp.any(alpha < 0, axis=1) | (jnp.sum(alpha, axis=1) > 1 + 1e-6)
-    rows = alpha[np.flatnonzero(np.asarray(suspect))]
-    for first in range(0, len(rows), batch_size):
-        merge(posteriors, rows[first : first + batch_size], prior)
+def _check_weightings(posteriors: dict[str, Any], alpha: Array, prior: Any) -> None:
+    """The error of `merge(…).mode()` at the first weighting that has one. Where factors are proper
+    and no exponent is negative there is none, and nothing is merged to find out."""
+    factors = [*posteriors.values()] + ([] if prior is None else [prior])
+    gamma = 1 - jnp.sum(alpha, axis=1)
+    suspect = jnp.any(alpha < 0, axis=1) | ~jnp.any(alpha > 0, axis=1)
+    if prior is not None:
+        suspect |= gamma < -1e-6
+    if not all(_has_mode(q) for q in factors):
+        suspect |= True
+    for row in alpha[np.flatnonzero(np.asarray(suspect))]:
+        merge(posteriors, row, prior).mode()
+
+
+def _has_mode(q: Any) -> bool:
+    try:
+        q.mode()
+    except ValueError:
+        return False
+    return True

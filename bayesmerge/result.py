@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from bayesmerge import plots
+
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
@@ -152,13 +154,15 @@ class Preview:
 
         - `metric`: its name, or `None` for the mean of all.
         - `ax`: matplotlib axes to draw in; by default new ones.
-        - `options`: `vmin`, `vmax` (one colour scale across panels), `levels`, `cmap`, `label`.
+        - `options`: `label`, and for three tasks `vmin`, `vmax` (one colour scale across panels),
+          `levels`, `cmap`, `colorbar`.
 
         **Returns** the axes.
         """
-        from bayesmerge import plots
-
-        return plots.plot_preview(self, metric, ax, **options)
+        values = self.values(metric)
+        self._best_row(values)
+        options.setdefault("label", metric or ", ".join(self.metrics))
+        return plots.draw(ax, self.weights, values, self.tasks, self.higher_is_better, **options)
 
     def _best_row(self, values: Float[np.ndarray, " A"]) -> int:
         if np.isnan(values).all():

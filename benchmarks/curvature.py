@@ -1,135 +1,41 @@
-"""Full and diagonal GGN of a small network: bayesmerge, laplax, laplace-torch and bare JAX.
-
-scikit-learn's digits (1797 examples), a 64-32-10 tanh network (2410 parameters), softmax
-cross-entropy, float32. Weights have the shape (out, in) of torch, so that all matrices are in one
-order.
-"""
+"""Full and diagonal GGN of a small network: bayesmerge, laplax, laplace-torch and bare JAX."""
 
 import argparse
-import copy
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, PyTree
-from sklearn.datasets import load_digits
+from ggn import (
+    Data,
+    bare_diagonal,
+    bare_full,
+    bayesmerge_curvature,
+    laplace_torch_curvature,
+    laplax_curvature,
+    load,
+)
+from jaxtyping import PyTree
 from timing import Contestants, race, show
 
-import bayesmerge as bm
-
-Data = tuple[Array, Array]
-
-THREADS = 2
-COLUMNS = 64
-OUTPUTS = 10
 BLOCK_SIZES = {"full": (1, 8, 32, 64, 256), "diagonal": (1, 16, 64, 256, 1797)}
 
 
-def network(params: PyTree, x: Array) -> Array:
-    (W1, b1), (W2, b2) = params
-    return jnp.tanh(x @ W1.T + b1) @ W2.T + b2
-
-
-def load() -> tuple[PyTree, Data]:
-    x, y = load_digits(return_X_y=True)
-    draw = np.random.default_rng(0).normal
-    sizes = [(32, 64), (10, 32)]
-    params = [(draw(size=s) / np.sqrt(s[1]), 0.1 * draw(size=s[0])) for s in sizes]
-    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
-    return params, (jnp.asarray(x / 16, jnp.float32), jnp.asarray(y, jnp.int32))
-
-
-def bayesmerge_curvature(structure: str, block_size: int | None = None) -> Callable[..., PyTree]:
-    def compute(params: PyTree, data: Data) -> PyTree:
-        target = bm.Target.supervised(network, "categorical", data)
-        return bm.curvature(target, params, "ggn", structure, block_size=block_size)
-
-    return compute
-
-
-@jax.jit
-def bare_full(params: PyTree, data: Data) -> Array:
-    """JᵀHJ column by column: a forward and a backward product each, `COLUMNS` at once."""
-    flat, unravel = ravel_pytree(params)
-    outputs, push = jax.linearize(lambda v: network(unravel(v), data[0]), flat)
-    pull = jax.linear_transpose(push, flat)
-    p = jax.nn.softmax(outputs)
-
-    def column(j: Array) -> Array:
-        t = p * push(jax.nn.one_hot(j, flat.size))
-        return pull(t - p * t.sum(-1, keepdims=True))[0]
-
-    return jax.lax.map(column, jnp.arange(flat.size), batch_size=COLUMNS)
-
-
-@jax.jit
-def bare_diagonal(params: PyTree, data: Data) -> PyTree:
-    """Σ (J_iᵀr)², r the columns of a root of H_i: a backward product for each, one r at a time."""
-    x, _ = data
-    p = jax.nn.softmax(network(params, x))
-    root = jax.vmap(jnp.diag)(jnp.sqrt(p)) - jnp.sqrt(p)[:, :, None] * p[:, None, :]
-
-    def squares(r: Array) -> PyTree:
-        pull = lambda xi, ri: jax.vjp(lambda theta: network(theta, xi), params)[1](ri)[0]  # noqa: E731
-        return jax.tree.map(lambda g: jnp.sum(g**2, 0), jax.vmap(pull)(x, r))
-
-    return jax.tree.map(lambda g: jnp.sum(g, 0), jax.lax.map(squares, jnp.moveaxis(root, 1, 0)))
-
-
-def laplax_curvature(structure: str, params: PyTree, data: Data) -> Contestants:
-    from laplax.curv.diagonal import create_diagonal_curvature
-    from laplax.curv.full import create_full_curvature
-    from laplax.curv.ggn import create_ggn_mv
-
-    create = create_full_curvature if structure == "full" else create_diagonal_curvature
-
-    @jax.jit
-    def compute(params: PyTree, data: Data) -> Array:
-        batch = {"input": data[0], "target": data[1]}
-        model = lambda input, params: network(params, input)  # noqa: E731
-        mv = create_ggn_mv(model, params, batch, "cross_entropy")
-        return create(mv, layout=params)
-
-    return {"laplax": lambda: compute(params, data)}
-
-
-def laplace_torch_curvature(structure: str, params: PyTree, data: Data) -> Contestants:
-    import torch
-
-    warnings.simplefilter("ignore")
-    from laplace.curvature import BackPackGGN, CurvlinopsGGN
-
-    torch.set_num_threads(THREADS)
-    model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Tanh(), torch.nn.Linear(32, 10))
-    model.output_size = 10
-    x, y = torch.tensor(np.asarray(data[0])), torch.tensor(np.asarray(data[1]), dtype=torch.long)
-    for p, value in zip(model.parameters(), jax.tree.leaves(params), strict=True):
-        p.data = torch.tensor(np.asarray(value))
-
-    def contestant(backend: Any) -> Callable[[], Any]:
-        ggn = backend(copy.deepcopy(model), "classification")
-        compute = ggn.full if structure == "full" else ggn.diag
-        return lambda: compute(x, y)[1].detach()
-
-    backends = {"BackPACK": BackPackGGN, "curvlinops": CurvlinopsGGN}
-    return {f"laplace-torch, {name}": contestant(b) for name, b in backends.items()}
-
-
-def contestants(structure: str, params: PyTree, data: Data) -> Contestants:
+def contestants(structure: str, params: PyTree, data: Data, slow: bool) -> Contestants:
     compiled = eqx.filter_jit(bayesmerge_curvature(structure))
     bare = bare_full if structure == "full" else bare_diagonal
     field: dict[str, Callable[[], Any]] = {}
     field |= {"bayesmerge": lambda: compiled(params, data), "bare JAX": lambda: bare(params, data)}
-    for others in (laplax_curvature, laplace_torch_curvature):
+    others = {
+        "laplax": lambda: laplax_curvature(structure, params, data),
+        "laplace-torch": lambda: laplace_torch_curvature(structure, params, data, slow),
+    }
+    for package, prepared in others.items():
         try:
-            field |= others(structure, params, data)
+            field |= prepared()
         except ImportError as error:
-            print(f"{others.__name__} left out: {error}")
+            print(f"{package} left out: {error}")
     return field
 
 
@@ -145,21 +51,22 @@ def show_memory(structure: str, params: PyTree, data: Data) -> None:
     for block_size in (None, *BLOCK_SIZES[structure]):
         compute = jax.jit(bayesmerge_curvature(structure, block_size))
         memory = compute.lower(params, data).compile().memory_analysis()
-        print(f"block_size={block_size!s:33}{memory.temp_size_in_bytes / 2**20:8.1f} MiB")
+        print(f"block_size={block_size!s:21}{memory.temp_size_in_bytes / 2**20:8.1f} MiB")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--curvlinops", action="store_true", help="its slower backend as well")
+    options = parser.parse_args()
     params, data = load()
     for structure in BLOCK_SIZES:
-        field = contestants(structure, params, data)
-        show(f"{structure} GGN", race(field, repeats))
+        field = contestants(structure, params, data, options.curvlinops)
+        show(f"{structure} GGN", race(field, options.repeats))
         reference = field["bare JAX"]()
         print("largest difference from bare JAX, relative to the largest entry")
         for name, compute in field.items():
-            print(f"{name:44}{difference(compute(), reference):10.1e}")
+            print(f"{name:32}{difference(compute(), reference):10.1e}")
         show_memory(structure, params, data)
 
 

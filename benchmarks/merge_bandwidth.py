@@ -56,7 +56,7 @@ def largest_entries(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=20_000_000, help="parameters")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     qs = [posterior(key, options.size) for key in jax.random.split(jax.random.key(0), TASKS)]
     parameter_bytes = sum(x.nbytes for x in jax.tree.leaves(qs[0].linear))

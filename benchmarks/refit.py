@@ -100,8 +100,8 @@ def main() -> None:
     modes, precisions = newton_mapped(stacked)
     posteriors = mapped(stacked)
     print("largest difference from bare Newton")
-    print(f"{'mode':44}{jnp.max(jnp.abs(posteriors.mode() - modes)):10.1e}")
-    print(f"{'precision':44}{jnp.max(jnp.abs(posteriors.precision - precisions)):10.1e}")
+    print(f"{'mode':32}{jnp.max(jnp.abs(posteriors.mode() - modes)):10.1e}")
+    print(f"{'precision':32}{jnp.max(jnp.abs(posteriors.precision - precisions)):10.1e}")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,12 @@
 from bayesmerge.families.base import AbstractExponentialFamily, AbstractPosterior
 from bayesmerge.families.beta import Beta
 from bayesmerge.families.conjugate import AbstractConjugateFamily
+from bayesmerge.families.diagonal import DiagonalGaussian
 from bayesmerge.families.dirichlet import Dirichlet
+from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gamma import Gamma
-from bayesmerge.families.gaussian import (
-    AbstractGaussian,
-    DiagonalGaussian,
-    FullGaussian,
-    IsotropicGaussian,
-)
+from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.isotropic import IsotropicGaussian
 from bayesmerge.families.layout import Layout
 
 __all__ = [

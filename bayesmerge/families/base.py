@@ -18,6 +18,7 @@ from bayesmerge.families.checks import is_concrete, require, require_finite
 from bayesmerge.families.layout import Layout
 
 Q = TypeVar("Q", bound="AbstractExponentialFamily")
+T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -135,13 +136,14 @@ class AbstractExponentialFamily(AbstractPosterior):
             self.layout.require_same(layout, "the posterior and theta (use jax.vmap for many θ)")
         return jax.tree.map(jnp.asarray, theta)
 
-    def _require_proper(self: Q, what: str, detail: Callable[[], str] = str) -> Q:
+    def _require_proper(self, tree: T, what: str, detail: Callable[[], str] = str) -> T:
+        """`tree`, or an error that this posterior is improper and so has no `what`."""
         message = (
             f"this {type(self).__name__} is improper and has no {what}. A quotient of posteriors, "
             "or negative weights, can take away more than there is: multiply by a prior, or use "
             "smaller weights."
         )
-        return require(self, jnp.all(self.is_proper()), message, detail)
+        return require(tree, jnp.all(self.is_proper()), message, detail)
 
 
 def over_batch(method: Method) -> Method:

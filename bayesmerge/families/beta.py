@@ -71,7 +71,7 @@ class Beta(AbstractConjugateFamily):
     @over_batch
     def log_partition(self) -> Float[Array, "*batch"]:
         """A(λ) = log B(a, b)."""
-        a, b = self._require_proper("log-partition").concentrations
+        a, b = self._require_proper(self, "log-partition").concentrations
         return sum_leaves(jax.tree.map(lambda x, y: jnp.sum(betaln(x, y)), a, b))
 
     @over_batch
@@ -85,7 +85,7 @@ class Beta(AbstractConjugateFamily):
         unique (a = b = 1).
         """
         if coordinates == "logit":
-            a, b = self._require_proper("mode").concentrations
+            a, b = self._require_proper(self, "mode").concentrations
             return jax.tree.map(lambda x, y: jnp.log(x) - jnp.log(y), a, b)
         total = jax.tree.map(jnp.add, self.successes, self.failures)
         tolerance = -8 * jnp.finfo(self.layout.dtypes[0]).eps
@@ -100,18 +100,18 @@ class Beta(AbstractConjugateFamily):
     @over_batch
     def mean(self) -> PyTree:
         """E[π] = a/(a + b)."""
-        a, b = self._require_proper("mean").concentrations
+        a, b = self._require_proper(self, "mean").concentrations
         return jax.tree.map(lambda x, y: x / (x + y), a, b)
 
     @over_batch
     def variance(self) -> PyTree:
         """Var[π] = ab/((a + b)²(a + b + 1))."""
-        a, b = self._require_proper("variance").concentrations
+        a, b = self._require_proper(self, "variance").concentrations
         return jax.tree.map(lambda x, y: x * y / ((x + y) ** 2 * (x + y + 1)), a, b)
 
     @over_batch_with_key
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> PyTree:
-        a, b = self._require_proper("sample").concentrations
+        a, b = self._require_proper(self, "sample").concentrations
 
         def draw(key: PRNGKeyArray, x: Array, y: Array) -> Array:
             return jax.random.beta(key, x, y, shape + x.shape, x.dtype)

@@ -1,6 +1,8 @@
 """Readable errors, eagerly and under jit."""
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import equinox as eqx
@@ -10,6 +12,18 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 T = TypeVar("T")
+
+_checking = contextvars.ContextVar("checking", default=True)
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Leave checks out of programs traced inside: for callers that have checked already."""
+    token = _checking.set(False)
+    try:
+        yield
+    finally:
+        _checking.reset(token)
 
 
 def is_concrete(tree: PyTree) -> bool:
@@ -23,10 +37,14 @@ def require(
     """`tree`, or an error where `holds` is false.
 
     Eagerly a `ValueError` of `message` and the numbers that `detail()` finds; under `jit` and
-    `vmap` an equinox runtime error of `message` alone, raised when the program runs.
+    `vmap` an equinox runtime error of `message` alone, raised when the program runs. There only a
+    scalar factor of the arrays waits for the check, so that nothing large is copied for it.
     """
     if isinstance(holds, jax.core.Tracer):
-        return eqx.error_if(tree, jnp.logical_not(holds), message)
+        if not _checking.get():
+            return tree
+        gate = eqx.error_if(jnp.ones((), jnp.int8), jnp.logical_not(holds), message)
+        return jax.tree.map(lambda x: x * gate.astype(jnp.result_type(x)), tree)
     if not holds:
         raise ValueError(f"{message} {detail()}".strip())
     return tree

@@ -75,7 +75,7 @@ class Dirichlet(AbstractConjugateFamily):
     @over_batch
     def log_partition(self) -> Float[Array, "*batch"]:
         """A(λ) = Σ log Γ(a_k) − log Γ(Σ a_k)."""
-        a = self._require_proper("log-partition").concentrations
+        a = self._require_proper(self, "log-partition").concentrations
         return sum_leaves(
             jax.tree.map(lambda x: jnp.sum(gammaln(x)) - jnp.sum(gammaln(jnp.sum(x, -1))), a)
         )
@@ -99,13 +99,13 @@ class Dirichlet(AbstractConjugateFamily):
     @over_batch
     def mean(self) -> PyTree:
         """E[p] = a/Σa."""
-        a = self._require_proper("mean").concentrations
+        a = self._require_proper(self, "mean").concentrations
         return jax.tree.map(lambda x: x / jnp.sum(x, -1, keepdims=True), a)
 
     @over_batch
     def variance(self) -> PyTree:
         """Var[p] = m(1 − m)/(Σa + 1), m = a/Σa."""
-        a = self._require_proper("variance").concentrations
+        a = self._require_proper(self, "variance").concentrations
 
         def leaf(x: Array) -> Array:
             total = jnp.sum(x, -1, keepdims=True)
@@ -115,7 +115,7 @@ class Dirichlet(AbstractConjugateFamily):
 
     @over_batch_with_key
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> PyTree:
-        a = self._require_proper("sample").concentrations
+        a = self._require_proper(self, "sample").concentrations
 
         def draw(key: PRNGKeyArray, x: Array) -> Array:
             return jax.random.dirichlet(key, x, shape + x.shape[:-1], x.dtype)

@@ -66,7 +66,7 @@ class Gamma(AbstractConjugateFamily):
     @over_batch
     def log_partition(self) -> Float[Array, "*batch"]:
         """A(λ) = log Γ(a) − a log b."""
-        q = self._require_proper("log-partition")
+        q = self._require_proper(self, "log-partition")
         return sum_leaves(
             jax.tree.map(lambda a, b: jnp.sum(gammaln(a) - a * jnp.log(b)), q.shape, q.rate)
         )
@@ -89,18 +89,18 @@ class Gamma(AbstractConjugateFamily):
     @over_batch
     def mean(self) -> PyTree:
         """E[x] = a/b."""
-        q = self._require_proper("mean")
+        q = self._require_proper(self, "mean")
         return jax.tree.map(jnp.divide, q.shape, q.rate)
 
     @over_batch
     def variance(self) -> PyTree:
         """Var[x] = a/b²."""
-        q = self._require_proper("variance")
+        q = self._require_proper(self, "variance")
         return jax.tree.map(lambda a, b: a / b**2, q.shape, q.rate)
 
     @over_batch_with_key
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> PyTree:
-        q = self._require_proper("sample")
+        q = self._require_proper(self, "sample")
 
         def draw(key: PRNGKeyArray, a: Array, b: Array) -> Array:
             full_shape = shape + a.shape

@@ -23,15 +23,15 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.layout import Layout
 from bayesmerge.fit.likelihood import SupervisedLoss
-from bayesmerge.fit.target import AbstractTarget, Loss
+from bayesmerge.fit.target import AbstractTarget, Loss, over_chunks
 
 Structure: TypeAlias = Literal["full", "diagonal", "isotropic"]
 Kind: TypeAlias = Literal["hessian", "ggn", "fisher", "squared_gradients"]
 Outputs: TypeAlias = Callable[[PyTree, PyTree], Array]
 
 EXAMPLES_AT_ONCE = 1024
-COLUMNS_AT_ONCE = 32
-GRADIENT_ENTRIES_AT_ONCE = 2**17
+COLUMNS_AT_ONCE = 64
+GRADIENT_ENTRIES_AT_ONCE = 2**20
 FEW_ROWS = 3
 
 
@@ -140,9 +140,8 @@ class Root(eqx.Module):
         """R_i for every example i of the batch."""
         if self.kind == "squared_gradients":
             return jnp.ones_like(loss(params, batch))[:, None, None]
-        inputs, labels = batch
-        outputs = loss.model(params, inputs)
-        likelihood = loss.likelihood
+        outputs = _model_outputs(loss, self.kind)(params, batch)
+        likelihood, labels = loss.likelihood, batch[1]
         if self.kind == "ggn" or self.num_samples is None:
             return jax.vmap(likelihood.root)(outputs, labels)
         keys = jax.random.split(jax.random.fold_in(self.key, index), self.num_samples)
@@ -178,22 +177,30 @@ def _model_outputs(loss: Any, kind: str) -> Outputs:
 def _full(
     root: Root, columns: int, loss: Loss, params: PyTree, batch: PyTree, index: Int[Array, ""]
 ) -> Float[Array, "P P"]:
+    """Few columns S: AᵀA with rows (J_iᵀr)ᵀ. Many: row p of Σ J_iᵀ(B_iJ_i), B = RRᵀ, is one
+    backward pass with the p-th columns of all B_iJ_i for cotangents."""
     layout = Layout.of(params)
-    outputs = root.outputs(loss, batch)
     R = root.columns(loss, params, batch, index)
-    if R.shape[-1] <= FEW_ROWS:
-        rows = jax.lax.map(lambda r: _gradients(root, loss, params, batch, r), _last_first(R))
-        A = jax.vmap(jax.vmap(layout.ravel))(rows).reshape(-1, layout.size)
+    _, num_outputs, num_columns = R.shape
+
+    def rows(batch: PyTree, cotangents: Float[Array, "N C S"]) -> Float[Array, "S N P"]:
+        gradients = lambda r: _gradients(root, loss, params, batch, r)  # noqa: E731
+        return jax.vmap(jax.vmap(layout.ravel))(jax.lax.map(gradients, _last_first(cotangents)))
+
+    def squared(chunk: PyTree, _: Any) -> Float[Array, "P P"]:
+        A = rows(*chunk).reshape(-1, layout.size)
         return A.T @ A
-    _, push = jax.linearize(outputs, params)
-    pull = jax.linear_transpose(push, params)
 
-    def column(j: Int[Array, ""]) -> Float[Array, " P"]:
-        tangents = jnp.einsum("ncs,nc->ns", R, push(_unit(layout, j)))
-        (cotangent,) = pull(jnp.einsum("ncs,ns->nc", R, tangents))
-        return layout.ravel(cotangent)
+    def pulled(chunk: PyTree, _: Any) -> Float[Array, "P P"]:
+        batch, R = chunk
+        BJ = rows(batch, jnp.einsum("ncs,nds->ncd", R, R))
+        _, pull = jax.vjp(root.outputs(loss, batch), params)
+        row = lambda cotangents: layout.ravel(pull(cotangents)[0])  # noqa: E731
+        return jax.lax.map(row, jnp.transpose(BJ, (2, 1, 0)), batch_size=columns)
 
-    return jax.lax.map(column, jnp.arange(layout.size), batch_size=columns)
+    few = num_columns <= FEW_ROWS
+    examples = max(1, layout.size // (num_columns if few else num_outputs))
+    return over_chunks(squared if few else pulled, (batch, R), examples)
 
 
 def _diagonal(

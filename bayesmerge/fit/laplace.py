@@ -9,12 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import is_concrete, require, require_finite
-from bayesmerge.families.gaussian import (
-    AbstractGaussian,
-    DiagonalGaussian,
-    FullGaussian,
-    IsotropicGaussian,
-)
+from bayesmerge.families.diagonal import DiagonalGaussian
+from bayesmerge.families.full import FullGaussian
+from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.isotropic import IsotropicGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.curvature import Kind, Structure, curvature
 from bayesmerge.fit.optimise import Method, Mode, Objective, find_mode

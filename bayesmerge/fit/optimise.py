@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import all_finite, require, require_finite
-from bayesmerge.families.gaussian import AbstractGaussian, FullGaussian
+from bayesmerge.families.full import FullGaussian
+from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.curvature import Kind, curvature
 from bayesmerge.fit.target import AbstractTarget

@@ -137,7 +137,7 @@ class Target(AbstractTarget):
         self, statistic: Statistic, params: PyTree, chunk_size: int | None = None
     ) -> PyTree:
         if not isinstance(self.data, Minibatches):
-            return _over_chunks(
+            return over_chunks(
                 lambda batch, i: statistic(self.loss, params, batch, i), self.data, chunk_size
             )
         parts = (
@@ -268,7 +268,7 @@ def _as_batch(batch: PyTree) -> PyTree:
     return arrays
 
 
-def _over_chunks(
+def over_chunks(
     statistic: Callable[[PyTree, Int[ArrayLike, ""]], PyTree],
     data: PyTree,
     chunk_size: int | None,

@@ -1,0 +1,36 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint types docs benchmarks lock clean
+
+demo: .venv/demo.stamp
+	$(BIN)/bayesmerge demo
+
+test: lint types docs
+	$(BIN)/pytest -n auto
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: .venv/dev.stamp
+	$(BIN)/mypy
+
+docs: .venv/dev.stamp
+	$(BIN)/sphinx-build --quiet --fail-on-warning --nitpicky --fresh-env docs docs/_build
+
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --extra demo --generate-hashes \
+		--no-header pyproject.toml -o requirements/demo.lock
+	uv pip compile --quiet --universal --python-version 3.11 --extra demo --group dev \
+		--generate-hashes --no-header pyproject.toml -o requirements/dev.lock \
+		--constraints requirements/demo.lock
+
+clean:
+	rm -rf .venv docs/_build
+
+.venv/%.stamp: requirements/%.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@

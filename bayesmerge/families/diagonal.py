@@ -1,0 +1,115 @@
+"""Diagonal Gaussians: a precision for every parameter, Λ = diag(τ)."""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from bayesmerge.families.base import over_batch, sum_leaves, tree_dot
+from bayesmerge.families.checks import require_finite
+from bayesmerge.families.full import FullGaussian
+from bayesmerge.families.gaussian import AbstractGaussian, excess_ratio, require_positive
+from bayesmerge.families.layout import Layout, as_arrays
+
+
+class DiagonalGaussian(AbstractGaussian):
+    """N(θ | μ, diag(τ)⁻¹): a precision for every parameter, leaf by leaf, never flattened.
+
+    Natural parameters λ = (τμ, τ) with T(θ) = (θ, −½θ²), entry by entry. Merging these is
+    Fisher-weighted averaging when τ is a Fisher information (GM §2).
+
+    - `linear`: τμ, a pytree shaped as θ, floating point.
+    - `precision`: τ, a pytree shaped as θ.
+
+    ```python
+    >>> import jax.numpy as jnp, bayesmerge as bm
+    >>> p = bm.DiagonalGaussian.from_mean_precision(jnp.array([0.0, 0.0]), jnp.array([1.0, 3.0]))
+    >>> q = bm.DiagonalGaussian.from_mean_precision(jnp.array([4.0, 4.0]), jnp.array([3.0, 1.0]))
+    >>> (p * q).mode()
+    Array([3., 1.], dtype=float32)
+
+    ```
+    """
+
+    linear: PyTree
+    precision: PyTree
+    layout: Layout = eqx.field(static=True)
+    breadth: ClassVar[int] = 1
+
+    @classmethod
+    def from_mean_precision(cls, mean: PyTree, precision: PyTree) -> "DiagonalGaussian":
+        """N(mean, diag(precision)⁻¹).
+
+        - `mean`: μ, any pytree of floating-point arrays.
+        - `precision`: τ > 0, a pytree shaped as `mean`.
+
+        **Raises** `TypeError` for integer parameters, `ValueError` for an entry τ ≤ 0, for what is
+        not finite, and where the two pytrees differ.
+        """
+        mean, precision, layout = _mean_and_diagonal(mean, precision)
+        precision = require_positive(precision)
+        linear = jax.tree.map(jnp.multiply, precision, mean)
+        return cls(linear=linear, precision=precision, layout=layout)
+
+    @classmethod
+    def from_natural_parameters(cls, linear: PyTree, precision: PyTree) -> "DiagonalGaussian":
+        """The (possibly improper) factor exp(ηᵀθ − ½θᵀdiag(τ)θ), η = `linear`, τ = `precision`."""
+        linear, precision, layout = _mean_and_diagonal(linear, precision)
+        return cls(linear=linear, precision=precision, layout=layout)
+
+    def sufficient_statistics(self, theta: PyTree) -> PyTree:
+        """T(θ) = (θ, −½θ²)."""
+        return theta, jax.tree.map(lambda x: -0.5 * x**2, theta)
+
+    @over_batch
+    def is_proper(self) -> Bool[Array, "*batch"]:
+        """Whether every precision is in (0, ∞)."""
+        largest = jnp.max(jnp.stack([jnp.max(x) for x in jax.tree.leaves(self.precision)]))
+        return (self.smallest_precision() > 0) & (largest < jnp.inf)
+
+    def multiply(self, theta: PyTree) -> PyTree:
+        return jax.tree.map(jnp.multiply, self.precision, theta)
+
+    def squared_length(self, gradient: PyTree) -> Float[Array, ""]:
+        return tree_dot(gradient, self._solve(self.precision, gradient))
+
+    @over_batch
+    def smallest_precision(self) -> Float[Array, "*batch"]:
+        """The smallest entry of τ."""
+        return jnp.min(jnp.stack([jnp.min(x) for x in jax.tree.leaves(self.precision)]))
+
+    @over_batch
+    def widen(self) -> "FullGaussian":
+        precision = jnp.diag(self.layout.ravel(self.precision))
+        return FullGaussian(linear=self.linear, precision=precision, layout=self.layout)
+
+    def _factor(self, what: str) -> PyTree:
+        def detail() -> str:
+            return f"Its smallest precision is {self.smallest_precision()}."
+
+        return self._require_proper(self.precision, what, detail)
+
+    def _solve(self, factor: PyTree, linear: PyTree) -> PyTree:
+        return jax.tree.map(jnp.divide, linear, factor)
+
+    def _log_determinant(self, factor: PyTree) -> Float[Array, ""]:
+        return sum_leaves(jax.tree.map(lambda x: jnp.sum(jnp.log(x)), factor))
+
+    def _correlate(self, factor: PyTree, noise: PyTree) -> PyTree:
+        return jax.tree.map(lambda e, x: e / jnp.sqrt(x), noise, factor)
+
+    def _marginal_variance(self, factor: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: 1 / x, factor)
+
+    def _spread_divergence(self, factor: PyTree, other: "DiagonalGaussian") -> Float[Array, ""]:
+        excess = jax.tree.map(lambda x, y: jnp.sum(excess_ratio(y / x)), factor, other.precision)
+        return sum_leaves(excess)
+
+
+def _mean_and_diagonal(mean: PyTree, precision: PyTree) -> tuple[PyTree, PyTree, Layout]:
+    mean, layout = as_arrays(mean, "mean")
+    precision, precision_layout = as_arrays(precision, "precision")
+    layout.require_same(precision_layout, "mean and precision")
+    return require_finite(mean, "mean"), require_finite(precision, "precision"), layout

@@ -1,0 +1,149 @@
+"""Full Gaussians: any positive-definite precision Λ over the flattened parameters."""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax.scipy.linalg import cho_solve, solve_triangular
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+
+from bayesmerge.families.base import over_batch, tree_dot
+from bayesmerge.families.checks import all_finite, require, require_finite
+from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.layout import Layout, as_arrays
+
+
+class FullGaussian(AbstractGaussian):
+    """N(θ | μ, Λ⁻¹) with any positive-definite precision Λ over the flattened parameters.
+
+    Natural parameters λ = (Λμ, Λ) with T(θ) = (θ, −½θθᵀ). Rows and columns of Λ follow
+    `layout.ravel(theta)`. The mode is computed by one Cholesky factorisation, never an inverse; its
+    relative error is about κ(Λ)·ε, κ the condition number after scaling Λ to a unit diagonal.
+
+    - `linear`: Λμ, a pytree shaped as θ, floating point.
+    - `precision`: Λ, shape (P, P).
+
+    ```python
+    >>> import jax.numpy as jnp, bayesmerge as bm
+    >>> Lambda = jnp.array([[2.0, 1.0], [1.0, 2.0]])
+    >>> q = bm.FullGaussian.from_mean_precision({"a": jnp.array(1.0), "b": jnp.array(0.0)}, Lambda)
+    >>> q.linear["a"], q.linear["b"]
+    (Array(2., dtype=float32), Array(1., dtype=float32))
+
+    ```
+    """
+
+    linear: PyTree
+    precision: Float[Array, "*batch P P"]
+    layout: Layout = eqx.field(static=True)
+    breadth: ClassVar[int] = 2
+
+    @classmethod
+    def from_mean_precision(cls, mean: PyTree, precision: ArrayLike) -> "FullGaussian":
+        """N(mean, precision⁻¹).
+
+        - `mean`: μ, any pytree of floating-point arrays with P entries.
+        - `precision`: Λ, shape (P, P), symmetric and positive definite.
+
+        **Raises** `TypeError` for integer parameters, `ValueError` for a matrix of another shape,
+        not symmetric, not positive definite or not finite.
+        """
+        mean, layout = as_arrays(mean, "mean")
+        mean = require_finite(mean, "mean")
+        precision = _symmetric(precision, layout)
+        linear = layout.unravel(precision @ layout.ravel(mean))
+        q = cls(linear=linear, precision=precision, layout=layout)
+        message = "precision must be positive definite for a proper posterior, and it is not."
+        return require(q, q.is_proper(), message, q._eigenvalue_detail)
+
+    @classmethod
+    def from_natural_parameters(cls, linear: PyTree, precision: ArrayLike) -> "FullGaussian":
+        """The (possibly improper) factor exp(ηᵀθ − ½θᵀΛθ) with η = `linear`, Λ = `precision`."""
+        linear, layout = as_arrays(linear, "linear")
+        return cls(linear=linear, precision=_symmetric(precision, layout), layout=layout)
+
+    def sufficient_statistics(self, theta: PyTree) -> PyTree:
+        """T(θ) = (θ, −½θθᵀ)."""
+        vector = self.layout.ravel(theta)
+        return theta, -0.5 * jnp.outer(vector, vector)
+
+    @over_batch
+    def is_proper(self) -> Bool[Array, "*batch"]:
+        """Whether Λ has a Cholesky factor."""
+        return all_finite(jnp.linalg.cholesky(self.precision))
+
+    def multiply(self, theta: PyTree) -> PyTree:
+        return self.layout.unravel(self.precision @ self.layout.ravel(theta))
+
+    def squared_length(self, gradient: PyTree) -> Float[Array, ""]:
+        return tree_dot(gradient, self._solve(jnp.linalg.cholesky(self.precision), gradient))
+
+    @over_batch
+    def smallest_precision(self) -> Float[Array, "*batch"]:
+        """The smallest eigenvalue of Λ."""
+        return jnp.linalg.eigvalsh(self.precision)[0]
+
+    def widen(self) -> AbstractGaussian:
+        raise TypeError("a FullGaussian is already the widest Gaussian family.")
+
+    @over_batch
+    def covariance(self) -> Float[Array, "*batch P P"]:
+        """Λ⁻¹, shape (P, P)."""
+        return self._covariance(self._factor("covariance"))
+
+    def _factor(self, what: str) -> Float[Array, "P P"]:
+        factor = jnp.linalg.cholesky(self.precision)
+        message = (
+            f"this FullGaussian is improper and has no {what}: its precision is not positive "
+            "definite. A quotient of posteriors, or negative weights, can take away more than "
+            "there is: multiply by a prior, or use smaller weights."
+        )
+        return require(factor, all_finite(factor), message, self._eigenvalue_detail)
+
+    def _eigenvalue_detail(self) -> str:
+        return f"Its smallest eigenvalue is {self.smallest_precision()}."
+
+    def _covariance(self, factor: Float[Array, "P P"]) -> Float[Array, "P P"]:
+        return cho_solve((factor, True), jnp.eye(self.layout.size, dtype=factor.dtype))
+
+    def _solve(self, factor: Float[Array, "P P"], linear: PyTree) -> PyTree:
+        return self.layout.unravel(cho_solve((factor, True), self.layout.ravel(linear)))
+
+    def _log_determinant(self, factor: Float[Array, "P P"]) -> Float[Array, ""]:
+        return 2 * jnp.sum(jnp.log(jnp.diag(factor)))
+
+    def _correlate(self, factor: Float[Array, "P P"], noise: PyTree) -> PyTree:
+        vector = self.layout.ravel(noise)
+        return self.layout.unravel(solve_triangular(factor, vector, trans=1, lower=True))
+
+    def _marginal_variance(self, factor: Float[Array, "P P"]) -> PyTree:
+        return self.layout.unravel(jnp.diag(self._covariance(factor)))
+
+    def _spread_divergence(
+        self, factor: Float[Array, "P P"], other: "FullGaussian"
+    ) -> Float[Array, ""]:
+        half = solve_triangular(factor, other._factor("divergence"), lower=True)
+        log_ratio = other._log_determinant(other._factor("divergence"))
+        log_ratio = log_ratio - self._log_determinant(factor)
+        return jnp.sum(half**2) - self.layout.size - log_ratio
+
+
+def _symmetric(precision: ArrayLike, layout: Layout) -> Float[Array, "P P"]:
+    """`precision` with rounding errors of symmetry removed, or an error where it has more."""
+    matrix = jnp.asarray(precision, jnp.result_type(*layout.dtypes))
+    if matrix.shape != (layout.size, layout.size):
+        raise ValueError(
+            f"precision has shape {matrix.shape}, and a full precision over {layout.size} "
+            f"parameters has shape {(layout.size, layout.size)}."
+        )
+    matrix = require_finite(matrix, "precision")
+    asymmetry = jnp.max(jnp.abs(matrix - matrix.T))
+    allowed = jnp.sqrt(jnp.finfo(matrix.dtype).eps) * jnp.max(jnp.abs(matrix))
+    message = "precision must be symmetric, and it is not."
+    matrix = require(
+        matrix,
+        asymmetry <= allowed,
+        message,
+        lambda: f"The largest difference of mirrored entries is {asymmetry}.",
+    )
+    return 0.5 * (matrix + matrix.T)

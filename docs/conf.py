@@ -1,0 +1,38 @@
+"""Sphinx: Markdown pages, and docstrings in the same dialect."""
+
+import importlib.metadata
+import re
+from typing import Any
+
+project = "bayesmerge"
+author = "The bayesmerge authors"
+version = release = importlib.metadata.version("bayesmerge")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.doctest"]
+myst_enable_extensions = ["dollarmath", "attrs_inline"]
+html_theme = "furo"
+html_title = "bayesmerge"
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+autodoc_class_signature = "separated"
+exclude_patterns = ["_build"]
+
+
+def as_rest(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Fences around examples go, and dollar signs become math."""
+    text = "\n".join(line for line in lines if line.strip() not in ("```", "```python"))
+
+    def display(match: re.Match[str]) -> str:
+        formula = " ".join(match[1].split())
+        return f"\n\n.. math:: {formula}\n\n"
+
+    text = re.sub(r"\$\$(.+?)\$\$", display, text, flags=re.DOTALL)
+    text = re.sub(
+        r"\$(.+?)\$", lambda m: f":math:`{' '.join(m[1].split())}`", text, flags=re.DOTALL
+    )
+    lines[:] = text.split("\n")
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", as_rest)
