@@ -112,9 +112,11 @@ def test_minibatches_equal_the_full_batch(kind, structure):
 def test_many_examples_are_worked_on_in_chunks(monkeypatch):
     module = importlib.import_module("bayesmerge.fit.curvature")
     target, params = problem()
-    whole = bm.curvature(target, params, "ggn")
+    whole = bm.curvature(target, params, "hessian")
     monkeypatch.setattr(module, "EXAMPLES_AT_ONCE", 5)
-    np.testing.assert_allclose(bm.curvature(target, params, "ggn"), whole, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        bm.curvature(target, params, "hessian"), whole, rtol=1e-10, atol=1e-12
+    )
 
 
 def test_exact_fisher_of_softmax_by_enumerating_labels():

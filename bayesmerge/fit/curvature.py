@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.layout import Layout
 from bayesmerge.fit.likelihood import SupervisedLoss
-from bayesmerge.fit.target import AbstractTarget, Loss, over_chunks
+from bayesmerge.fit.target import AbstractTarget, Loss
 
 Structure: TypeAlias = Literal["full", "diagonal", "isotropic"]
 Kind: TypeAlias = Literal["hessian", "ggn", "fisher", "squared_gradients"]
@@ -31,7 +31,7 @@ Outputs: TypeAlias = Callable[[PyTree, PyTree], Array]
 
 EXAMPLES_AT_ONCE = 1024
 COLUMNS_AT_ONCE = 64
-GRADIENT_ENTRIES_AT_ONCE = 2**20
+GRADIENT_ENTRIES_AT_ONCE = 2**23
 FEW_ROWS = 3
 
 
@@ -56,8 +56,8 @@ def curvature(
       S backward passes an example (S columns of R); that of the exact Hessian, P Hessian-vector
       products.
     - `num_samples`, `key`: labels drawn for each example, for a Monte-Carlo Fisher.
-    - `block_size`: per-example gradients (diagonal) or columns (full) held at once, which bounds
-      the memory beyond the result.
+    - `block_size`: examples whose Jacobians are held at once (for the Hessian, columns), which
+      bounds the memory beyond the result and its running sum.
 
     **Raises** `ValueError` for an unknown kind or structure or a missing key, `TypeError` where the
     target has no model.
@@ -81,15 +81,16 @@ def curvature(
         diagonal = curvature(target, params, kind, "diagonal", **options)
         return jnp.mean(Layout.of(params).ravel(diagonal))
     size = Layout.of(params).size
-    columns = block_size or COLUMNS_AT_ONCE
     if kind == "hessian":
+        columns = block_size or COLUMNS_AT_ONCE
         statistic = _hessian if structure == "full" else _hessian_diagonal
         return target.accumulate(eqx.Partial(statistic, columns), params, EXAMPLES_AT_ONCE)
     root = _root(kind, num_samples, key)
     if structure == "full":
-        return target.accumulate(eqx.Partial(_full, root, columns), params, EXAMPLES_AT_ONCE)
-    rows = block_size or max(1, GRADIENT_ENTRIES_AT_ONCE // size)
-    return target.accumulate(eqx.Partial(_diagonal, root), params, rows)
+        examples = block_size or max(1, size // (2 * root.num_outputs(target, params)))
+        return target.accumulate(eqx.Partial(_full, root), params, examples)
+    examples = block_size or max(1, GRADIENT_ENTRIES_AT_ONCE // size)
+    return target.accumulate(eqx.Partial(_diagonal, root), params, examples)
 
 
 def _require_known(name: str, value: str, known: Any) -> None:
@@ -126,13 +127,18 @@ class Root(eqx.Module):
     """What Σ (J_iᵀR_i)(J_iᵀR_i)ᵀ is made of: the outputs f of a batch, and R (N, C, S)."""
 
     kind: str
-    num_samples: int | None
+    num_samples: Any
     key: Any
 
     def outputs(self, loss: Any, batch: PyTree) -> Callable[[PyTree], Float[Array, "N C"]]:
         """θ ↦ f_i(θ) for every example i of the batch."""
         function = loss if self.kind == "squared_gradients" else _model_outputs(loss, self.kind)
         return lambda theta: _as_matrix(function(theta, batch))
+
+    def num_outputs(self, target: AbstractTarget, params: PyTree) -> int:
+        """C, the size of one f_i."""
+        loss, batch = target.first_batch()
+        return jax.eval_shape(self.outputs(loss, batch), params).shape[1]
 
     def columns(
         self, loss: Any, params: PyTree, batch: PyTree, index: Int[Array, ""]
@@ -144,13 +150,14 @@ class Root(eqx.Module):
         likelihood, labels = loss.likelihood, batch[1]
         if self.kind == "ggn" or self.num_samples is None:
             return jax.vmap(likelihood.root)(outputs, labels)
-        keys = jax.random.split(jax.random.fold_in(self.key, index), self.num_samples)
 
-        def score(key: PRNGKeyArray) -> Float[Array, "N C"]:
-            drawn = jax.vmap(likelihood.sample)(jax.random.split(key, len(outputs)), outputs)
-            return _as_matrix(jax.vmap(jax.grad(likelihood.loss))(outputs, drawn))
+        def scores(i: Int[Array, ""], output: Array) -> Float[Array, "C S"]:
+            keys = jax.random.split(jax.random.fold_in(self.key, i), self.num_samples)
+            score = lambda key: jax.grad(likelihood.loss)(output, likelihood.sample(key, output))  # noqa: E731
+            return jax.vmap(score)(keys).reshape(self.num_samples, -1).T
 
-        return jnp.moveaxis(jax.vmap(score)(keys), 0, -1) / jnp.sqrt(self.num_samples)
+        drawn = jax.vmap(scores)(index + jnp.arange(len(outputs)), outputs)
+        return drawn / jnp.sqrt(self.num_samples)
 
 
 def _root(kind: Kind, num_samples: int | None, key: PRNGKeyArray | None) -> Root:
@@ -175,32 +182,24 @@ def _model_outputs(loss: Any, kind: str) -> Outputs:
 
 
 def _full(
-    root: Root, columns: int, loss: Loss, params: PyTree, batch: PyTree, index: Int[Array, ""]
+    root: Root, loss: Loss, params: PyTree, batch: PyTree, index: Int[Array, ""]
 ) -> Float[Array, "P P"]:
     """Few columns S: AᵀA with rows (J_iᵀr)ᵀ. Many: row p of Σ J_iᵀ(B_iJ_i), B = RRᵀ, is one
     backward pass with the p-th columns of all B_iJ_i for cotangents."""
     layout = Layout.of(params)
     R = root.columns(loss, params, batch, index)
-    _, num_outputs, num_columns = R.shape
 
-    def rows(batch: PyTree, cotangents: Float[Array, "N C S"]) -> Float[Array, "S N P"]:
+    def rows(cotangents: Float[Array, "N C S"]) -> Float[Array, "S N P"]:
         gradients = lambda r: _gradients(root, loss, params, batch, r)  # noqa: E731
         return jax.vmap(jax.vmap(layout.ravel))(jax.lax.map(gradients, _last_first(cotangents)))
 
-    def squared(chunk: PyTree, _: Any) -> Float[Array, "P P"]:
-        A = rows(*chunk).reshape(-1, layout.size)
+    if R.shape[-1] <= FEW_ROWS:
+        A = rows(R).reshape(-1, layout.size)
         return A.T @ A
-
-    def pulled(chunk: PyTree, _: Any) -> Float[Array, "P P"]:
-        batch, R = chunk
-        BJ = rows(batch, jnp.einsum("ncs,nds->ncd", R, R))
-        _, pull = jax.vjp(root.outputs(loss, batch), params)
-        row = lambda cotangents: layout.ravel(pull(cotangents)[0])  # noqa: E731
-        return jax.lax.map(row, jnp.transpose(BJ, (2, 1, 0)), batch_size=columns)
-
-    few = num_columns <= FEW_ROWS
-    examples = max(1, layout.size // (num_columns if few else num_outputs))
-    return over_chunks(squared if few else pulled, (batch, R), examples)
+    BJ = rows(jnp.einsum("ncs,nds->ncd", R, R))
+    _, pull = jax.vjp(root.outputs(loss, batch), params)
+    row = lambda cotangents: layout.ravel(pull(cotangents)[0])  # noqa: E731
+    return jax.lax.map(row, jnp.transpose(BJ, (2, 1, 0)), batch_size=COLUMNS_AT_ONCE)
 
 
 def _diagonal(

@@ -28,8 +28,12 @@ class AbstractTarget(eqx.Module):
     def accumulate(
         self, statistic: Statistic, params: PyTree, chunk_size: int | None = None
     ) -> PyTree:
-        """Σ over batches of `statistic(loss, params, batch, index of the batch)`, at most
+        """Σ over batches of `statistic(loss, params, batch, index of its first example)`, at most
         `chunk_size` examples each where the data are arrays."""
+
+    @abc.abstractmethod
+    def first_batch(self) -> tuple[Loss, PyTree]:
+        """A loss and a batch of examples for it, to learn shapes from."""
 
     @abc.abstractmethod
     def check(self, params: PyTree) -> None:
@@ -137,23 +141,28 @@ class Target(AbstractTarget):
         self, statistic: Statistic, params: PyTree, chunk_size: int | None = None
     ) -> PyTree:
         if not isinstance(self.data, Minibatches):
-            return over_chunks(
+            return _over_chunks(
                 lambda batch, i: statistic(self.loss, params, batch, i), self.data, chunk_size
             )
-        parts = (
-            _on_batch(statistic, self.loss, params, batch, jnp.asarray(i))
-            for i, batch in enumerate(self.data)
-        )
-        return functools.reduce(_add, parts)
+        total, first = None, 0
+        for batch in self.data:
+            part = _on_batch(statistic, self.loss, params, batch, jnp.asarray(first))
+            total = part if total is None else _add(total, part)
+            first += num_examples(batch)
+        return total
+
+    def first_batch(self) -> tuple[Loss, PyTree]:
+        is_streamed = isinstance(self.data, Minibatches)
+        return self.loss, next(iter(self.data)) if is_streamed else self.data
 
     def check(self, params: PyTree) -> None:
-        batch = next(iter(self.data)) if isinstance(self.data, Minibatches) else self.data
-        (num_examples,) = {jnp.shape(x)[0] for x in jax.tree.leaves(batch)}
+        _, batch = self.first_batch()
+        count = num_examples(batch)
         shape = jax.eval_shape(self.loss, params, batch).shape
-        if shape != (num_examples,):
+        if shape != (count,):
             raise ValueError(
-                f"the loss returned shape {shape} for a batch of {num_examples} examples, and it "
-                f"must return one value per example, shape ({num_examples},). A mean or a sum over "
+                f"the loss returned shape {shape} for a batch of {count} examples, and it "
+                f"must return one value per example, shape ({count},). A mean or a sum over "
                 "the batch hides the number of examples, a factor in every Hessian: remove the "
                 "`.mean()` or `.sum()`, and any factor 1/N."
             )
@@ -212,6 +221,9 @@ class JointTarget(AbstractTarget):
         ]
         return functools.reduce(_add, parts)
 
+    def first_batch(self) -> tuple[Loss, PyTree]:
+        return self.targets[0].first_batch()
+
     def check(self, params: PyTree) -> None:
         for target in self.targets:
             target.check(params)
@@ -268,24 +280,29 @@ def _as_batch(batch: PyTree) -> PyTree:
     return arrays
 
 
-def over_chunks(
+def _over_chunks(
     statistic: Callable[[PyTree, Int[ArrayLike, ""]], PyTree],
     data: PyTree,
     chunk_size: int | None,
 ) -> PyTree:
     """Σ of `statistic` over consecutive chunks of `data`, one at a time in memory."""
-    size = jnp.shape(jax.tree.leaves(data)[0])[0]
+    size = num_examples(data)
     if chunk_size is None or size <= chunk_size:
         return statistic(data, jnp.asarray(0))
     count, whole = size // chunk_size, size - size % chunk_size
     chunks = jax.tree.map(lambda x: x[:whole].reshape((count, chunk_size, *x.shape[1:])), data)
-    indexed = (chunks, jnp.arange(count))
+    indexed = (chunks, chunk_size * jnp.arange(count))
     part = jax.eval_shape(statistic, *jax.tree.map(lambda x: x[0], indexed))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), part)
     total, _ = jax.lax.scan(lambda sum, chunk: (_add(sum, statistic(*chunk)), None), zero, indexed)
     if whole == size:
         return total
-    return _add(total, statistic(jax.tree.map(lambda x: x[whole:], data), jnp.asarray(count)))
+    return _add(total, statistic(jax.tree.map(lambda x: x[whole:], data), jnp.asarray(whole)))
+
+
+def num_examples(batch: PyTree) -> int:
+    """N, the length of every first axis."""
+    return jnp.shape(jax.tree.leaves(batch)[0])[0]
 
 
 @eqx.filter_jit
