@@ -42,15 +42,19 @@ def merged_model(qs: list[bm.DiagonalGaussian], alpha: Float[Array, " T"]) -> Py
     return bm.merge(qs, alpha).mode()
 
 
+def largest_entry(params: PyTree) -> Float[Array, ""]:
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in jax.tree.leaves(params)]))
+
+
 @jax.jit
 def largest_entries(
     qs: list[bm.DiagonalGaussian], alphas: Float[Array, "A T"]
 ) -> Float[Array, " A"]:
-    def largest(alpha: Float[Array, " T"]) -> Float[Array, ""]:
-        mode = bm.merge(qs, alpha).mode()
-        return jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in jax.tree.leaves(mode)]))
+    return jax.lax.map(lambda alpha: largest_entry(bm.merge(qs, alpha).mode()), alphas)
 
-    return jax.lax.map(largest, alphas)
+
+def previewed(qs: list[bm.DiagonalGaussian], alphas: Float[Array, "A T"]) -> bm.Preview:
+    return bm.preview(qs, alphas, largest_entry, progress=False)
 
 
 def main() -> None:
@@ -75,6 +79,10 @@ def main() -> None:
     for count in (1, 16, 256):
         name = f"merge and reduce, weightings: {count}"
         contestants[name] = lambda count=count: largest_entries(qs, weightings[:count])
+        moved[name] = 2 * TASKS * parameter_bytes * count
+    for count in (16, 256):
+        name = f"preview, weightings: {count}"
+        contestants[name] = lambda count=count: previewed(qs, weightings[:count])
         moved[name] = 2 * TASKS * parameter_bytes * count
 
     timings = race(contestants, options.repeats)
