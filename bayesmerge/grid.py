@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 
 def simplex_grid(num_tasks: int, spacing: float) -> Float[np.ndarray, "A T"]:
-    r"""All weightings $\alpha_t \in \{0, s, 2s, \dots, 1\}$ with $\sum_t \alpha_t = 1$.
+    r"""All weightings $\alpha_t \in \{0, s, 2s, \ldots, 1\}$ with $\sum_t \alpha_t = 1$.
 
     - `num_tasks`: T ≥ 1.
     - `spacing`: s; 1/s must be a whole number n. There are C(n + T − 1, T − 1) weightings.

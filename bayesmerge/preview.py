@@ -32,7 +32,7 @@ def preview(
     progress: bool | str = True,
 ) -> Preview:
     r"""The metric of the merged model at every weighting,
-    $\alpha \mapsto \mathrm{metric}\big(\arg\max_\theta p_0^\gamma \prod_t q_t^{\alpha_t}\big)$.
+    $\alpha \mapsto \mathrm{metric}(\arg\max_\theta p_0^\gamma \prod_t q_t^{\alpha_t})$.
 
     - `posteriors`, `prior`: q_t and p_0, as in `merge`; T posteriors, best as a mapping from task
       names.
