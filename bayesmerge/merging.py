@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from bayesmerge.families.base import AbstractExponentialFamily
-from bayesmerge.families.checks import is_concrete
+from bayesmerge.families.checks import is_concrete, require
 from bayesmerge.families.diagonal import DiagonalGaussian
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.isotropic import IsotropicGaussian
-from bayesmerge.families.layout import Layout
+from bayesmerge.families.layout import as_arrays
 from bayesmerge.tasks import as_weights, matched, named
 
 Q = TypeVar("Q", bound=AbstractExponentialFamily)
@@ -65,6 +65,13 @@ def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
     """
     names, qs = named(posteriors, "posteriors")
     alpha = as_weights(weights, names)
+    for q in (*qs, *([] if prior is None else [prior])):
+        if not isinstance(q, AbstractExponentialFamily):
+            raise TypeError(
+                f"posteriors and prior must be posteriors, such as those of `laplace`, and one is "
+                f"a {type(q).__name__}. To merge bare parameters use `average`, "
+                "`task_arithmetic`, `fisher_average` or `gradient_matching`."
+            )
     for q in qs[1:]:
         qs[0].layout.require_same(q.layout, "the posteriors to merge")
     if prior is not None:
@@ -118,7 +125,8 @@ def average(params: Any, weights: Weights) -> IsotropicGaussian:
     Source: FP equations 2 and 9; GM §2 (model soups, Wortsman et al. 2022).
     """
     _, thetas = named(params, "params")
-    return task_arithmetic(params, weights, jax.tree.map(jnp.zeros_like, thetas[0]))
+    zero = jax.tree.map(jnp.zeros_like, as_arrays(thetas[0], "params")[0])
+    return task_arithmetic(params, weights, zero)
 
 
 def task_arithmetic(params: Any, weights: Weights, base: PyTree) -> IsotropicGaussian:
@@ -259,12 +267,15 @@ def _require_feasible(merged: Any, qs: list[Any], alpha: Array, prior: Any) -> N
     takes_away = jnp.any(alpha < 0, -1) | ((gamma < -1e-6) & (prior is not None))
     if not jnp.any(takes_away):
         return
-    improper = jnp.atleast_1d(takes_away & ~merged.is_proper())
+    proper = merged.is_proper()
+    proper = jnp.all(proper, axis=tuple(range(alpha.ndim - 1, proper.ndim)))
+    improper = jnp.atleast_1d(takes_away & ~proper)
     if not jnp.any(improper):
         return
     row = int(jnp.argmax(improper))
     first = jnp.atleast_2d(alpha)[row]
-    which = f"weights {first.tolist()}" + (f" (row {row})" if alpha.ndim == 2 else "")
+    shown = [float(f"{a:.6g}") for a in first.tolist()]
+    which = f"weights {shown}" + (f" (row {row})" if alpha.ndim == 2 else "")
     raise ValueError(
         f"{which} take away more than there is: the merged posterior is improper, "
         f"{_smallest(_weighted_product(qs, first, prior))}. {_remedy(qs, first, prior)}"
@@ -274,7 +285,8 @@ def _require_feasible(merged: Any, qs: list[Any], alpha: Array, prior: Any) -> N
 def _smallest(merged: Any) -> str:
     if isinstance(merged, AbstractGaussian):
         kind = "eigenvalue" if isinstance(merged, FullGaussian) else "entry"
-        return f"the smallest {kind} of its precision is {float(merged.smallest_precision()):.6g}"
+        smallest = float(jnp.min(merged.smallest_precision()))
+        return f"the smallest {kind} of its precision is {smallest:.6g}"
     smallest = min(jnp.min(leaf).item() for leaf in jax.tree.leaves(merged))
     return f"its smallest natural parameter is {smallest:.6g}"
 
@@ -292,19 +304,19 @@ def feasible_scale(qs: list[Any], alpha: Array, prior: Any) -> float:
     low, high = 0.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2
-        proper = bool(_weighted_product(qs, middle * alpha, prior).is_proper())
+        proper = bool(jnp.all(_weighted_product(qs, middle * alpha, prior).is_proper()))
         low, high = (middle, high) if proper else (low, middle)
     return low
 
 
 def _factor(mean: PyTree, precision: Any) -> AbstractGaussian:
     """exp(−½‖θ − mean‖²_precision), of the family that the shape of `precision` says."""
-    size = Layout.of(mean, "params").size
-    shape = jnp.shape(precision) if not isinstance(precision, (dict, list, tuple)) else None
+    mean, layout = as_arrays(mean, "params")
+    shape = jnp.shape(precision) if jax.tree_util.all_leaves([precision]) else None
     family: type[IsotropicGaussian | DiagonalGaussian | FullGaussian] = DiagonalGaussian
     if shape == ():
         family = IsotropicGaussian
-    elif shape == (size, size):
+    elif shape == (layout.size, layout.size):
         family = FullGaussian
     flat = family.from_natural_parameters(jax.tree.map(jnp.zeros_like, mean), precision)
     return eqx.tree_at(lambda q: q.linear, flat, flat.multiply(mean))
@@ -313,5 +325,16 @@ def _factor(mean: PyTree, precision: Any) -> AbstractGaussian:
 def _factors(params: Any, precisions: Any) -> dict[str, AbstractGaussian]:
     names, thetas = named(params, "params")
     matrices = matched(precisions, names, "precisions")
-    pairs = zip(names, thetas, matrices, strict=True)
-    return {name: _factor(theta, matrix) for name, theta, matrix in pairs}
+    factors = {}
+    for name, theta, matrix in zip(names, thetas, matrices, strict=True):
+        factors[name] = factor = _factor(theta, matrix)
+        _require_not_negative(name, factor)
+    return factors
+
+
+def _require_not_negative(name: str, factor: AbstractGaussian) -> None:
+    precision = factor.precision
+    diagonal = jnp.diag(precision) if isinstance(factor, FullGaussian) else precision
+    smallest = jnp.min(jnp.stack([jnp.min(x) for x in jax.tree.leaves(diagonal)]))
+    message = f"the precision or Fisher of task '{name}' must not be negative on its diagonal."
+    require(smallest, smallest >= 0, message, lambda: f"Its smallest entry is {smallest:.6g}.")

@@ -28,8 +28,11 @@ def draw(
 
         _, ax = plt.subplots(layout="constrained")
     best = np.nanmax if higher_is_better else np.nanmin
+    values = np.where(np.isfinite(values), values, np.nan)
     on_simplex = np.allclose(weights.sum(1), 1) and (weights >= 0).all()
-    picture = {2: curve, 3: ternary}.get(len(tasks), profiles) if on_simplex else profiles
+    spans = np.linalg.matrix_rank(weights - weights[:1]) == len(tasks) - 1
+    by_number = {2: curve, 3: ternary}
+    picture = by_number.get(len(tasks), profiles) if on_simplex and spans else profiles
     picture(ax, weights, values, tasks, best, **options)
     return ax
 
@@ -55,7 +58,7 @@ def ternary(
     missing = np.isnan(values)
     low = float(np.nanmin(values)) if vmin is None else vmin
     high = float(np.nanmax(values)) if vmax is None else vmax
-    high = high if high > low else low + 1e-9
+    high = high if high > low else low + max(1e-6 * abs(low), 1e-9)
     outside = (values[~missing] < low).any() or (values[~missing] > high).any()
     points = weights @ CORNERS
     triangles = Triangulation(*points.T)
@@ -87,6 +90,7 @@ def curve(
     best: Callable[[np.ndarray], float] = np.nanmax,
     *,
     label: str = "metric",
+    **_: Any,
 ) -> None:
     """The metric against the weight of the first of two tasks; the best is marked."""
     order = np.argsort(weights[:, 0])
@@ -105,6 +109,7 @@ def profiles(
     best: Callable[[np.ndarray], float] = np.nanmax,
     *,
     label: str = "metric",
+    **_: Any,
 ) -> None:
     """For every task the best value attainable at each of its weights, over the other weights."""
     styles = ("-", "--", "-.", ":")

@@ -19,6 +19,7 @@ from bayesmerge.tasks import as_weights, named
 Metric = Callable[[PyTree], Any]
 
 BYTES_AT_ONCE = 2**28
+RESERVED = {"weights", "task", "weighting"}
 
 
 def preview(
@@ -29,6 +30,7 @@ def preview(
     *,
     higher_is_better: bool = True,
     batch_size: int | None = None,
+    compiled: bool = True,
     progress: bool | str = True,
 ) -> Preview:
     r"""The metric of the merged model at every weighting,
@@ -42,6 +44,8 @@ def preview(
     - `higher_is_better`: whether the best metric is the largest.
     - `batch_size`: weightings merged at once; by default as many as keep the merged posteriors
       within 256 MB.
+    - `compiled`: `False` for a metric that is not a JAX function (NumPy, scikit-learn): it is then
+      called with one model after the other.
     - `progress`: whether to show a progress bar, or a name for it.
 
     **Returns** a `Preview`.
@@ -65,10 +69,12 @@ def preview(
     names, qs = named(posteriors, "posteriors")
     alpha = jnp.atleast_2d(as_weights(weights, names))
     merged = jax.eval_shape(lambda a: merge(qs, a, prior), alpha[0])
-    batch = batch_size or _batch_size(merged)
+    if any(q.batch_shape for q in qs):
+        raise ValueError("posteriors are batches themselves: preview one member of each at a time.")
     _check_weightings(dict(zip(names, qs, strict=True)), alpha, prior)
-    metrics = _sweep(_merged_mode, (qs, prior), metric, alpha, batch, progress)
-    return Preview(metrics, np.asarray(alpha, float), names, higher_is_better)
+    batch = batch_size or _batch_size(merged)
+    metrics = _sweep(_merged_mode, (qs, prior), metric, alpha, batch, progress, compiled)
+    return Preview(metrics, _in_float64(weights, alpha), names, higher_is_better)
 
 
 def joint_training(
@@ -77,8 +83,11 @@ def joint_training(
     metric: Metric,
     prior: Any = None,
     *,
+    start: PyTree | None = None,
+    max_steps: int = 2000,
     higher_is_better: bool = True,
     batch_size: int = 32,
+    compiled: bool = True,
     progress: bool | str = True,
 ) -> Preview:
     r"""The metric of the jointly trained model at every weighting: what a preview predicts.
@@ -88,11 +97,14 @@ def joint_training(
     compiled program.
 
     - `targets`: ℓ_t, a mapping from task names to targets, or a sequence.
-    - `prior`: p_0 = N(θ_0, H_0⁻¹).
-    - `weights`, `metric`, `higher_is_better`, `progress`: as in `preview`.
+    - `prior`: p_0 = N(θ_0, H_0⁻¹); by default that of the first target, where all have one.
+    - `start`, `max_steps`: as in `find_mode`; a neural network needs a start.
+    - `weights`, `metric`, `higher_is_better`, `compiled`, `progress`: as in `preview`.
     - `batch_size`: weightings trained at once.
 
     **Returns** a `Preview`, for `preview(…).compare(…)`.
+
+    **Warns** as `find_mode` does, for every weighting that has not converged.
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
@@ -109,12 +121,10 @@ def joint_training(
     """
     names, losses = named(targets, "targets")
     alpha = jnp.atleast_2d(as_weights(weights, names))
-    streamed = any(target.is_streamed for target in losses)
-    batch = 1 if streamed else batch_size
-    metrics = _sweep(
-        _joint_mode, (losses, prior), metric, alpha, batch, progress, compiled=not streamed
-    )
-    return Preview(metrics, np.asarray(alpha, float), names, higher_is_better)
+    compiled = compiled and not any(target.is_streamed for target in losses)
+    models = (losses, prior, start, max_steps)
+    metrics = _sweep(_joint_mode, models, metric, alpha, batch_size, progress, compiled)
+    return Preview(metrics, _in_float64(weights, alpha), names, higher_is_better)
 
 
 def _merged_mode(models: tuple[list[Any], Any], alpha: Float[Array, " T"]) -> PyTree:
@@ -123,9 +133,9 @@ def _merged_mode(models: tuple[list[Any], Any], alpha: Float[Array, " T"]) -> Py
         return merge(qs, alpha, prior).mode()
 
 
-def _joint_mode(models: tuple[list[Any], Any], alpha: Float[Array, " T"]) -> PyTree:
-    targets, prior = models
-    return find_mode(JointTarget(targets, alpha), prior).params
+def _joint_mode(models: tuple[Any, ...], alpha: Float[Array, " T"]) -> PyTree:
+    targets, prior, start, max_steps = models
+    return find_mode(JointTarget(targets, alpha), prior, start=start, max_steps=max_steps).params
 
 
 def _sweep(
@@ -135,13 +145,13 @@ def _sweep(
     alpha: Float[Array, "A T"],
     batch_size: int,
     progress: bool | str,
-    compiled: bool = True,
+    compiled: bool,
 ) -> Mapping[str, Float[np.ndarray, " A"]]:
     """`metric(model_at(models, α))` for every α, `batch_size` at a time in one compiled program."""
     from tqdm import tqdm
 
     measured = []
-    batch_size = min(batch_size, len(alpha))
+    batch_size = min(batch_size, len(alpha)) if compiled else 1
     name = progress if isinstance(progress, str) else None
     with tqdm(total=len(alpha), desc=name, disable=not progress, unit=" weightings") as bar:
         for first in range(0, len(alpha), batch_size):
@@ -149,7 +159,7 @@ def _sweep(
             if compiled:
                 padding = batch_size - len(batch)
                 padded = jnp.concatenate([batch, jnp.repeat(batch[-1:], padding, axis=0)])
-                values = _measure_batch(model_at, models, metric, padded)
+                values = _measure_compiled(model_at, models, metric, padded)
             else:
                 values = jax.tree.map(
                     lambda x: x[None], _measured(metric, model_at(models, batch[0]))
@@ -157,6 +167,18 @@ def _sweep(
             measured.append({name: np.asarray(x)[: len(batch)] for name, x in values.items()})
             bar.update(len(batch))
     return {name: np.concatenate([m[name] for m in measured]) for name in measured[0]}
+
+
+def _measure_compiled(
+    model_at: Callable[[Any, Array], PyTree], models: Any, metric: Metric, alpha: Array
+) -> dict[str, Float[Array, " A"]]:
+    try:
+        return _measure_batch(model_at, models, metric, alpha)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise TypeError(
+            "the metric is compiled by JAX, and it looks at values as NumPy or Python's `if` and "
+            "`float` do. Write it with jax.numpy, or pass compiled=False."
+        ) from error
 
 
 @eqx.filter_jit
@@ -170,7 +192,20 @@ def _measured(metric: Metric, params: PyTree) -> dict[str, Float[Array, ""]]:
     values = metric(params)
     if not isinstance(values, Mapping):
         values = {"metric": values}
-    arrays = {str(name): jnp.asarray(value, float) for name, value in values.items()}
+    try:
+        arrays = {str(name): jnp.asarray(value, float) for name, value in values.items()}
+    except (TypeError, ValueError) as error:
+        if isinstance(error, (jax.errors.JAXTypeError, jax.errors.TracerArrayConversionError)):
+            raise
+        raise TypeError(
+            f"the metric returned {type(next(iter(values.values()))).__name__}, and it must return "
+            "a number, or a mapping from names to numbers."
+        ) from error
+    if not arrays or set(arrays) & RESERVED:
+        raise ValueError(
+            f"the metric returned the names {tuple(arrays)}; there must be at least one, and "
+            f"{tuple(sorted(RESERVED))} are names of the result's own."
+        )
     for name, value in arrays.items():
         if value.shape != ():
             raise ValueError(
@@ -178,6 +213,13 @@ def _measured(metric: Metric, params: PyTree) -> dict[str, Float[Array, ""]]:
                 "over examples, or return a mapping with one scalar for each task."
             )
     return arrays
+
+
+def _in_float64(weights: Any, alpha: Array) -> Float[np.ndarray, "A T"]:
+    """α as the caller wrote it, where float32 has rounded it."""
+    if isinstance(weights, Mapping):
+        return np.asarray(alpha, float)
+    return np.atleast_2d(np.asarray(weights, float))
 
 
 def _batch_size(merged: Any) -> int:

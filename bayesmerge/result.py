@@ -30,7 +30,7 @@ class Comparison(NamedTuple):
     - `rank_correlation`: Spearman's, of the two metrics over weightings.
     - `regret`: the reference's best value minus its value where the preview is best: what is lost
       by trusting the preview. Never negative.
-    - `compared`: the number of weightings at which neither is NaN, which these are taken over.
+    - `compared`: the number of weightings at which both are finite, which these are taken over.
     """
 
     mse: float
@@ -43,7 +43,7 @@ class Comparison(NamedTuple):
 class Preview:
     """Metrics of A weightings of T tasks.
 
-    - `metrics`: name → values, shape (A,), NaN where the metric was NaN.
+    - `metrics`: name → values, a float array (A,), NaN where the metric was NaN.
     - `weights`: α, shape (A, T).
     - `tasks`: T names.
     - `higher_is_better`: whether the best value is the largest (an accuracy) or not (a loss).
@@ -121,7 +121,7 @@ class Preview:
 
         values = self.values(metric)
         truth = self._reference_values(reference, metric)
-        both = ~(np.isnan(values) | np.isnan(truth))
+        both = np.isfinite(values) & np.isfinite(truth)
         if not both.any():
             raise ValueError("preview and reference are never both a number: nothing to compare.")
         values, truth = values[both], truth[both]
@@ -171,6 +171,16 @@ class Preview:
 
     def _reference_values(self, reference: Any, metric: str | None) -> Float[np.ndarray, " A"]:
         if isinstance(reference, Preview):
+            if reference.tasks != self.tasks:
+                raise ValueError(
+                    f"the reference weighs the tasks {reference.tasks}, and this preview "
+                    f"{self.tasks}: give them in the same order."
+                )
+            if reference.higher_is_better != self.higher_is_better:
+                raise ValueError(
+                    "one of preview and reference counts higher as better and the other does not: "
+                    "they do not measure the same."
+                )
             same = self.weights.shape == reference.weights.shape
             if not same or not np.allclose(self.weights, reference.weights, atol=1e-6):
                 raise ValueError(

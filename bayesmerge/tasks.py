@@ -6,19 +6,22 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bayesmerge.families.base import AbstractExponentialFamily, unstack
 from bayesmerge.families.checks import is_concrete, require_finite
 
 
 def named(collection: Any, what: str) -> tuple[tuple[str, ...], list[Any]]:
-    """Task names and members of a sequence (named "0", "1", …) or of a mapping."""
+    """Task names and members of a sequence or batch (named "0", "1", …) or of a mapping."""
+    if isinstance(collection, AbstractExponentialFamily) and collection.batch_shape:
+        collection = unstack(collection)
     if isinstance(collection, Mapping):
-        names, members = tuple(collection), list(collection.values())
+        names, members = tuple(str(name) for name in collection), list(collection.values())
     elif isinstance(collection, Sequence):
         names, members = tuple(str(t) for t in range(len(collection))), list(collection)
     else:
         raise TypeError(
-            f"{what} is a {type(collection).__name__}, and it must be a sequence of T members or a "
-            "mapping from task names to them."
+            f"{what} is a {type(collection).__name__}, and it must be a sequence of T members, a "
+            "mapping from task names to them, or a batch of posteriors."
         )
     if not members:
         raise ValueError(f"{what} is empty: there is nothing to merge.")
@@ -51,4 +54,6 @@ def as_weights(weights: Any, names: Sequence[str]) -> Float[Array, "..."]:
             f"weights have shape {alpha.shape}, and for {len(names)} tasks {tuple(names)} they "
             f"must have shape ({len(names)},), or (A, {len(names)}) for A weightings."
         )
+    if 0 in alpha.shape:
+        raise ValueError(f"weights have shape {alpha.shape}: there is no weighting in them.")
     return require_finite(alpha, "weights") if is_concrete(alpha) else alpha

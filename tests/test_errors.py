@@ -273,8 +273,11 @@ def test_curvature_that_the_target_does_not_know():
     bare = bm.Target.supervised(
         lambda w, x: x * w, lambda f, y: 0.5 * (f - y) ** 2, (jnp.ones(3), jnp.ones(3))
     )
-    with pytest.raises(TypeError, match="cannot draw them"):
+    with pytest.raises(TypeError, match="known for canonical likelihoods"):
         bm.curvature(bare, jnp.array(0.0), "fisher")
+    with pytest.raises(TypeError, match="cannot draw them"):
+        key = jax.random.key(0)
+        bm.curvature(bare, jnp.array(0.0), "fisher", num_samples=1, key=key)
     with pytest.raises(ValueError, match="likelihood is 'cauchy'"):
         bm.Target.supervised(lambda w, x: x * w, "cauchy", (jnp.ones(3), jnp.ones(3)))
 
@@ -297,3 +300,128 @@ def test_previews():
     other = bm.preview([diagonal()] * 2, bm.simplex_grid(2, 0.25), jnp.sum, progress=False)
     with pytest.raises(ValueError, match="they must be the 3 of this preview"):
         seen.compare(other)
+
+
+def stack(*members):
+    return jax.tree.map(lambda *x: jnp.stack(x), *members)
+
+
+def test_batches_name_the_member_that_fails():
+    batch = stack(diagonal(), diagonal() ** -1.0)
+    with pytest.raises(ValueError, match=r"member 1 of the batch: .*smallest precision is -2"):
+        batch.mode()
+    with pytest.raises(ValueError, match=r"shapes are \(2,\) and \(3,\)"):
+        batch * stack(*[diagonal()] * 3)
+    with pytest.raises(ValueError, match=r"shapes are \(2,\) and \(3,\)"):
+        batch.kl_divergence(stack(*[diagonal()] * 3))
+    with pytest.raises(ValueError, match="preview one member of each"):
+        bm.preview([batch, batch], bm.simplex_grid(2, 0.5), jnp.sum, progress=False)
+
+
+def test_half_precision_is_refused():
+    for dtype in (jnp.bfloat16, jnp.float16):
+        with pytest.raises(TypeError, match="Hold posteriors in float32"):
+            bm.IsotropicGaussian.from_mean_precision(jnp.ones(2, dtype), 1.0)
+
+
+def test_natural_parameters_that_overflow():
+    with pytest.raises(ValueError, match="mean times precision must be finite"):
+        bm.IsotropicGaussian.from_mean_precision(jnp.array([1e200]), 1e200)
+
+
+def test_concentrations_that_drown():
+    for make in (bm.Beta.from_concentrations, bm.Gamma.from_shape_rate):
+        with pytest.raises(ValueError, match="in which smaller ones drown"):
+            make(1e-12, 1.0)
+
+
+def test_negative_fishers():
+    theta = [jnp.array([1.0]), jnp.array([0.0])]
+    with pytest.raises(ValueError, match="task '0' must not be negative.*-1"):
+        bm.fisher_average(theta, [jnp.array([-1.0]), jnp.array([3.0])], [0.5, 0.5])
+
+
+def test_things_that_are_not_posteriors_or_targets():
+    target = bm.Target(squared, jnp.ones(3))
+    with pytest.raises(TypeError, match="one is a float"):
+        bm.merge.__wrapped__([diagonal()], [1.0], 1.0)
+    with pytest.raises(TypeError, match="To merge bare parameters use `average`"):
+        merging = importlib.import_module("bayesmerge.merging")
+        merging.merge.__wrapped__([jnp.ones(2)], [1.0])
+    optimise = importlib.import_module("bayesmerge.fit.optimise")
+    with pytest.raises(TypeError, match="target is a function"):
+        optimise.require_kinds.__wrapped__(squared, None)
+    with pytest.raises(TypeError, match="prior is a Beta"):
+        optimise.require_kinds.__wrapped__(target, bm.Beta.from_concentrations(2.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "labels", "message"),
+    [
+        ("categorical", [1, 2, 3], "from 0 to one less than the outputs.*values from 1 to 3"),
+        ("categorical", [-1, 0, 1], "values from -1 to 1"),
+        ("categorical", [0.0, 1.0, 2.0], "integers of shape.*dtype float"),
+        ("categorical", [[0], [1], [2]], r"shape \(3, 1\)"),
+        ("bernoulli", [-1, 1, 1], "must be 0 or 1"),
+        ("poisson", [-1, 1, 1], "counts ≥ 0"),
+    ],
+)
+def test_labels_that_do_not_suit_the_likelihood(likelihood, labels, message):
+    outputs = 3 if likelihood == "categorical" else None
+
+    def model(w, x):
+        return x @ w
+
+    w = jnp.zeros((2, outputs)) if outputs else jnp.zeros(2)
+    x, y = np.eye(3, 2), np.array(labels)
+    for data in ((x, y), [(x, y)]):
+        target = bm.Target.supervised(model, likelihood, data)
+        with pytest.raises(ValueError, match=message):
+            bm.find_mode(target, start=w)
+
+
+def test_traced_labels_out_of_range_are_not_silent():
+    def loss(labels):
+        target = bm.Target.supervised(lambda w, x: x @ w, "categorical", (jnp.eye(3), labels))
+        return target.total(jnp.zeros((3, 3)))
+
+    assert np.isnan(jax.jit(loss)(jnp.array([0, 1, 3])))
+    assert np.isnan(jax.jit(loss)(jnp.array([0, 1, -1])))
+
+
+def test_data_of_a_supervised_target():
+    target = bm.Target.supervised(lambda w, x: x @ w, "gaussian", {"x": jnp.ones((2, 1))})
+    with pytest.raises(TypeError, match=r"a tuple \(inputs, labels\), and a batch is a dict"):
+        bm.find_mode(target, start=jnp.zeros(1))
+    with pytest.raises(TypeError, match="data must be numbers"):
+        bm.Target(squared, (jnp.ones(2), np.array(["a", "b"])))
+    listed = bm.Target(lambda w, batch: w * batch[0] - batch[1], (jnp.ones(2), [1.0, 2.0]))
+    assert listed.total(jnp.array(1.0)) == -1
+    column = bm.Target(lambda w, x: (w - x)[:, None], jnp.ones(3))
+    with pytest.raises(ValueError, match="take the last axis away"):
+        bm.find_mode(column, start=jnp.array(0.0))
+
+
+def test_metrics():
+    weights = bm.simplex_grid(2, 0.5)
+    two = [diagonal()] * 2
+    for metric in (lambda x: float(np.mean(np.asarray(x))), lambda x: 1.0 if x[0] > 0 else 0.0):
+        with pytest.raises(TypeError, match="pass compiled=False"):
+            bm.preview(two, weights, metric, progress=False)
+        seen = bm.preview(two, weights, metric, compiled=False, progress=False)
+        np.testing.assert_allclose(seen.values(), metric(np.array([0.0, 1.0])))
+    with pytest.raises(TypeError, match="a number, or a mapping"):
+        bm.preview(two, weights, lambda x: None, progress=False)
+    for names in ({}, {"weights": 1.0}):
+        with pytest.raises(ValueError, match="names of the result's own"):
+            bm.preview(two, weights, lambda x, names=names: names, progress=False)
+
+
+def test_previews_that_do_not_measure_the_same():
+    weights = bm.simplex_grid(2, 0.5)
+    values = {"m": np.array([0.0, 1.0, 2.0])}
+    seen = bm.Preview(values, weights, ("a", "b"))
+    with pytest.raises(ValueError, match="give them in the same order"):
+        seen.compare(bm.Preview(values, weights, ("b", "a")))
+    with pytest.raises(ValueError, match="counts higher as better"):
+        seen.compare(bm.Preview(values, weights, ("a", "b"), higher_is_better=False))

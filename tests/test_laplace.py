@@ -217,3 +217,45 @@ def test_float32_under_either_setting(cancer):
         q = bm.laplace(target_of(x, y), prior, structure=structure)
         assert q.mode().dtype == q.precision.dtype == jnp.float32
         np.testing.assert_allclose(q.mode(), exact.mode(), rtol=2e-2, atol=2e-2)
+
+
+def test_a_search_that_stops_early_or_never_moves_says_so(cancer):
+    x, y = cancer
+    with pytest.warns(bm.ConvergenceWarning, match="stopped after 3 steps, before it converged"):
+        found = bm.find_mode(target_of(x, y), isotropic_prior(30), max_steps=3)
+    assert not found.converged
+
+    def network(params, inputs):
+        return jnp.tanh(inputs @ params["W"]) @ params["v"]
+
+    zero = {"W": jnp.zeros((30, 3)), "v": jnp.zeros(3)}
+    prior = bm.IsotropicGaussian.from_mean_precision(zero, 1.0)
+    target = bm.Target.supervised(network, "bernoulli", (jnp.asarray(x), jnp.asarray(y)))
+    with pytest.warns(bm.ConvergenceWarning, match=r"\['v'\].*have not moved.*saddle point"):
+        bm.laplace(target, prior, structure="diagonal")
+    start = jax.tree.map(lambda z: z + 0.1 + 0.01 * jnp.arange(z.size).reshape(z.shape), zero)
+    tasks = {"a": target}
+    accuracy = lambda p: jnp.mean((network(p, jnp.asarray(x)) > 0) == y)  # noqa: E731
+    trained = bm.joint_training(tasks, [[1.0]], accuracy, prior, start=start, progress=False)
+    assert trained.best().value > 0.95
+
+
+def test_a_vmapped_fit_merges_as_its_members(cancer):
+    x, y = cancer
+    xs, ys = x[:560].reshape(7, 80, 30), y[:560].reshape(7, 80)
+    prior = isotropic_prior(30)
+    targets = bm.Target.supervised(logit, "bernoulli", (jnp.asarray(xs), jnp.asarray(ys)))
+    batch = eqx.filter_vmap(lambda t: bm.laplace(t, prior))(targets)
+    members = [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(7)]
+    merged = bm.merge(batch, [1.0] * 7, prior)
+    np.testing.assert_allclose(merged.mode(), bm.merge(members, [1.0] * 7, prior).mode())
+
+
+def test_joint_targets_share_the_prior_of_their_tasks(cancer):
+    x, y = cancer
+    prior = isotropic_prior(30)
+    data = (jnp.asarray(x), jnp.asarray(y))
+    tasks = [bm.Target.supervised(logit, "bernoulli", data, prior=prior)] * 2
+    joint = bm.find_mode(bm.JointTarget(tasks, [0.5, 0.5]))
+    alone = bm.find_mode(tasks[0])
+    np.testing.assert_allclose(joint.params, alone.params, atol=1e-5)

@@ -1,7 +1,9 @@
 """The algebra of posteriors, for every family."""
 
+import copy
 import functools
 import operator
+import pickle
 
 import equinox as eqx
 import jax
@@ -170,3 +172,32 @@ def test_named_tasks(case):
     columns = {"first": np.array([0.1, 0.2]), "second": 0.5}
     batch = bm.merge({"first": p, "second": q}, columns)
     assert_same(batch, bm.merge([p, q], [[0.1, 0.5], [0.2, 0.5]]))
+
+
+@families
+def test_copies_and_pickles_combine_with_the_original(case):
+    q, theta = case.make(np.random.default_rng(0)), case.point(np.random.default_rng(1))
+    for copied in (copy.deepcopy(q), pickle.loads(pickle.dumps(q))):
+        assert_same(q * copied, q**2.0)
+        assert copied.log_prob(theta) == q.log_prob(theta)
+
+
+def test_posteriors_over_an_equinox_model():
+    model = eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0))
+    params, _ = eqx.partition(model, eqx.is_inexact_array)
+    fisher = jax.tree.map(lambda x: x**2 + 0.1, params)
+    q = bm.DiagonalGaussian.from_mean_precision(params, fisher)
+    assert_same(q * pickle.loads(pickle.dumps(q)), q**2.0)
+    merged = bm.fisher_average([params, params], [fisher, fisher], [0.5, 0.5])
+    assert_same(merged.mode(), params, rtol=1e-6, atol=1e-6)
+
+
+@families
+def test_divergences_map_over_nested_batches(case):
+    rng = np.random.default_rng(9)
+    members = [[case.make(rng) for _ in range(2)] for _ in range(3)]
+    stack = lambda qs: jax.tree.map(lambda *x: jnp.stack(x), *qs)  # noqa: E731
+    batch, other = stack([stack(row) for row in members]), case.make(rng)
+    expected = [[p.kl_divergence(other) for p in row] for row in members]
+    np.testing.assert_allclose(batch.kl_divergence(other), expected, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(batch.kl_divergence(batch), np.zeros((3, 2)), atol=1e-10)

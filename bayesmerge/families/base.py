@@ -19,6 +19,7 @@ from bayesmerge.families.layout import Layout
 
 Q = TypeVar("Q", bound="AbstractExponentialFamily")
 T = TypeVar("T")
+Output = TypeVar("Output")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -111,6 +112,7 @@ class AbstractExponentialFamily(AbstractPosterior):
             return NotImplemented
         self.layout.require_same(other.layout)
         p, q = self.aligned_with(other)
+        _require_same_batch(p, q)
         return jax.tree.map(_add, p, q)
 
     def __truediv__(self, other: Any) -> Any:
@@ -151,24 +153,60 @@ def over_batch(method: Method) -> Method:
 
     @functools.wraps(method)
     def mapped(posterior: Any, *args: Any, **kwargs: Any) -> Any:
-        if posterior.batch_shape:
+        if not posterior.batch_shape:
+            return method(posterior, *args, **kwargs)
+        try:
             return jax.vmap(lambda q: mapped(q, *args, **kwargs))(posterior)
-        return method(posterior, *args, **kwargs)
+        except RuntimeError:
+            if is_concrete(posterior):
+                _raise_for_member(mapped, posterior, *args, **kwargs)
+            raise
 
     return mapped  # type: ignore[return-value]
 
 
 def over_batch_with_key(method: Method) -> Method:
-    """As `over_batch`, for `method(self, key, …)`: every member draws with a key of its own."""
+    """As `over_batch`, for `method(self, key, shape)`: every member draws with its own key."""
 
     @functools.wraps(method)
-    def mapped(posterior: Any, key: PRNGKeyArray, *args: Any, **kwargs: Any) -> Any:
+    def mapped(posterior: Any, key: PRNGKeyArray, shape: Any = ()) -> Any:
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
         if posterior.batch_shape:
             keys = jax.random.split(key, posterior.batch_shape[0])
-            return jax.vmap(lambda q, k: mapped(q, k, *args, **kwargs))(posterior, keys)
-        return method(posterior, key, *args, **kwargs)
+            return jax.vmap(lambda q, k: mapped(q, k, shape))(posterior, keys)
+        return method(posterior, key, shape)
 
     return mapped  # type: ignore[return-value]
+
+
+def over_batches(function: Callable[[Any, Any], Output], p: Any, q: Any) -> Output:
+    """`function(p, q)`, mapped over the batch axes of either or both."""
+    if not (p.batch_shape or q.batch_shape):
+        return function(p, q)
+    _require_same_batch(p, q)
+    axes = (0 if p.batch_shape else None, 0 if q.batch_shape else None)
+    return jax.vmap(lambda x, y: over_batches(function, x, y), axes)(p, q)
+
+
+def unstack(batch: Any) -> list[Any]:
+    """The members of a batch, along its first axis."""
+    return [jax.tree.map(lambda x, i=i: x[i], batch) for i in range(batch.batch_shape[0])]
+
+
+def _raise_for_member(method: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> None:
+    for i, member in enumerate(unstack(batch)):
+        try:
+            method(member, *args, **kwargs)
+        except ValueError as error:
+            raise ValueError(f"member {i} of the batch: {error}") from None
+
+
+def _require_same_batch(p: Any, q: Any) -> None:
+    if p.batch_shape and q.batch_shape and p.batch_shape != q.batch_shape:
+        raise ValueError(
+            f"two batches of posteriors combine member by member, and their shapes are "
+            f"{p.batch_shape} and {q.batch_shape}. A single posterior combines with any batch."
+        )
 
 
 def tree_dot(x: PyTree, y: PyTree) -> Float[Array, ""]:

@@ -10,7 +10,12 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
 from bayesmerge.families.checks import require
-from bayesmerge.families.conjugate import AbstractConjugateFamily, all_above, positive_leaves, shift
+from bayesmerge.families.conjugate import (
+    AbstractConjugateFamily,
+    all_above,
+    natural_concentrations,
+    shift,
+)
 from bayesmerge.families.layout import Layout
 
 
@@ -43,8 +48,8 @@ class Beta(AbstractConjugateFamily):
 
         **Raises** `ValueError` for a concentration that is not positive and finite.
         """
-        (a, b), layout = positive_leaves("concentrations", "Beta", a, b)
-        return cls(shift(a, -1.0), shift(b, -1.0), layout)
+        (successes, failures), layout = natural_concentrations("concentrations", "Beta", a, b)
+        return cls(successes, failures, layout)
 
     @property
     def concentrations(self) -> tuple[PyTree, PyTree]:
@@ -95,7 +100,7 @@ class Beta(AbstractConjugateFamily):
             "boundary, and a = b = 1 is flat. Use mean(), mode('logit'), or add pseudo-counts."
         )
         q = require(self, interior, message, lambda: f"(a, b) = {self.concentrations}.")
-        return jax.tree.map(jnp.divide, q.successes, total)
+        return jax.tree.map(lambda s, n: jnp.maximum(s, 0) / n, q.successes, total)
 
     @over_batch
     def mean(self) -> PyTree:

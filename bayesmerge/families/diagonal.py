@@ -51,6 +51,7 @@ class DiagonalGaussian(AbstractGaussian):
         mean, precision, layout = _mean_and_diagonal(mean, precision)
         precision = require_positive(precision)
         linear = jax.tree.map(jnp.multiply, precision, mean)
+        linear = require_finite(linear, "mean times precision")
         return cls(linear=linear, precision=precision, layout=layout)
 
     @classmethod
@@ -110,6 +111,8 @@ class DiagonalGaussian(AbstractGaussian):
 
 def _mean_and_diagonal(mean: PyTree, precision: PyTree) -> tuple[PyTree, PyTree, Layout]:
     mean, layout = as_arrays(mean, "mean")
+    if jax.tree.structure(precision) == layout.structure:
+        precision = jax.tree.map(lambda x, m: jnp.asarray(x, m.dtype), precision, mean)
     precision, precision_layout = as_arrays(precision, "precision")
     layout.require_same(precision_layout, "mean and precision")
     return require_finite(mean, "mean"), require_finite(precision, "precision"), layout

@@ -8,7 +8,12 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
 from bayesmerge.families.checks import require
-from bayesmerge.families.conjugate import AbstractConjugateFamily, all_above, positive_leaves, shift
+from bayesmerge.families.conjugate import (
+    AbstractConjugateFamily,
+    all_above,
+    natural_concentrations,
+    shift,
+)
 from bayesmerge.families.layout import Layout
 
 
@@ -38,14 +43,14 @@ class Dirichlet(AbstractConjugateFamily):
 
         **Raises** `ValueError` for a concentration that is not positive and finite, or K < 2.
         """
-        (a,), layout = positive_leaves("concentrations", "Dirichlet", a)
+        (counts,), layout = natural_concentrations("concentrations", "Dirichlet", a)
         for name, shape in zip(layout.names, layout.shapes, strict=True):
             if not shape or shape[-1] < 2:
                 raise ValueError(
                     f"concentrations{name} has shape {shape}, and its last axis must hold at "
                     "least two categories. For a single probability use Beta."
                 )
-        return cls(shift(a, -1.0), layout)
+        return cls(counts, layout)
 
     @property
     def concentrations(self) -> PyTree:
@@ -94,7 +99,7 @@ class Dirichlet(AbstractConjugateFamily):
             "maximum on the boundary, and all equal to 1 is flat. Use mean(), or add pseudo-counts."
         )
         q = require(self, interior, message, lambda: f"Concentrations {self.concentrations}.")
-        return jax.tree.map(jnp.divide, q.counts, total)
+        return jax.tree.map(lambda c, n: jnp.maximum(c, 0) / n, q.counts, total)
 
     @over_batch
     def mean(self) -> PyTree:

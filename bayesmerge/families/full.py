@@ -52,6 +52,7 @@ class FullGaussian(AbstractGaussian):
         mean = require_finite(mean, "mean")
         precision = _symmetric(precision, layout)
         linear = layout.unravel(precision @ layout.ravel(mean))
+        linear = require_finite(linear, "mean times precision")
         q = cls(linear=linear, precision=precision, layout=layout)
         message = "precision must be positive definite for a proper posterior, and it is not."
         return require(q, q.is_proper(), message, q._eigenvalue_detail)

@@ -8,7 +8,13 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
 from bayesmerge.families.checks import require
-from bayesmerge.families.conjugate import AbstractConjugateFamily, all_above, positive_leaves, shift
+from bayesmerge.families.conjugate import (
+    AbstractConjugateFamily,
+    all_above,
+    natural_concentrations,
+    positive_leaves,
+    shift,
+)
 from bayesmerge.families.layout import Layout
 
 
@@ -39,8 +45,9 @@ class Gamma(AbstractConjugateFamily):
 
         **Raises** `ValueError` for a shape or rate that is not positive and finite.
         """
-        (a, b), layout = positive_leaves("shape and rate", "Gamma", a, b)
-        return cls(shift(a, -1.0), b, layout)
+        (a, b), _ = positive_leaves("shape and rate", "Gamma", a, b)
+        (events,), layout = natural_concentrations("shape", "Gamma", a)
+        return cls(events, b, layout)
 
     @property
     def shape(self) -> PyTree:
@@ -84,7 +91,7 @@ class Gamma(AbstractConjugateFamily):
             "boundary, and a rate must be positive. Use mean(), or add pseudo-counts."
         )
         q = require(self, interior, message, lambda: f"Shape {self.shape}, rate {self.rate}.")
-        return jax.tree.map(jnp.divide, q.events, q.rate)
+        return jax.tree.map(lambda s, r: jnp.maximum(s, 0) / r, q.events, q.rate)
 
     @over_batch
     def mean(self) -> PyTree:

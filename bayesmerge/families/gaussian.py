@@ -18,6 +18,7 @@ from bayesmerge.families.base import (
     keys_like,
     over_batch,
     over_batch_with_key,
+    over_batches,
     tree_dot,
 )
 from bayesmerge.families.checks import require, require_finite
@@ -122,12 +123,7 @@ class AbstractGaussian(AbstractExponentialFamily):
     def kl_divergence(self, other: Any) -> Float[Array, "*batch"]:
         """½[Σ(r − 1 − log r) + ‖μ − μ_other‖²_{Λ_other}], r the eigenvalues of Λ⁻¹Λ_other."""
         self.layout.require_same(other.layout)
-        p, q = self.aligned_with(other)
-        axes = (0 if p.batch_shape else None, 0 if q.batch_shape else None)
-        divergence = type(p)._kl_divergence
-        if axes != (None, None):
-            divergence = jax.vmap(divergence, axes)
-        return divergence(p, q)
+        return over_batches(lambda p, q: p._kl_divergence(q), *self.aligned_with(other))
 
     def _kl_divergence(self, other: Any) -> Float[Array, ""]:
         factor = self._factor("divergence")

@@ -53,6 +53,7 @@ class IsotropicGaussian(AbstractGaussian):
             raise ValueError(f"precision has shape {tau.shape}, and an isotropic one is a scalar.")
         tau = require_positive(tau)
         linear = jax.tree.map(lambda m: tau.astype(m.dtype) * m, mean)
+        linear = require_finite(linear, "mean times precision")
         return cls(linear=linear, precision=tau, layout=layout)
 
     @classmethod

@@ -36,6 +36,10 @@ class Layout:
         dtypes = tuple(jnp.result_type(leaf).name for _, leaf in leaves)
         return cls(structure, names, shapes, dtypes)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        skeleton = jax.tree.unflatten(self.structure, range(len(self.names)))
+        return _rebuild, (skeleton, self.names, self.shapes, self.dtypes)
+
     @property
     def size(self) -> int:
         """P, the number of parameters."""
@@ -81,6 +85,11 @@ class Layout:
         return f"their tree structures are {self.structure} and {other.structure}"
 
 
+def _rebuild(skeleton: PyTree, *fields: Any) -> Layout:
+    """A layout from a copy: tree structures compare by identity of parts that copying renews."""
+    return Layout(jax.tree.structure(skeleton), *fields)
+
+
 def _require_floating(leaf: Any, name: str) -> None:
     if not hasattr(leaf, "dtype") and not isinstance(leaf, (int, float)):
         raise TypeError(
@@ -93,6 +102,11 @@ def _require_floating(leaf: Any, name: str) -> None:
         raise TypeError(
             f"{name} has dtype {dtype}, and parameters must be floating point: a posterior over "
             "integers has no density here. Cast it with `.astype(float)`, or leave it out of theta."
+        )
+    if jnp.finfo(dtype).bits < 32:
+        raise TypeError(
+            f"{name} has dtype {dtype}, in which adding natural parameters loses whole factors. "
+            "Hold posteriors in float32 (`.astype(jnp.float32)`) and cast the merged model back."
         )
 
 

@@ -1,9 +1,9 @@
 """Where posteriors come from: a target in, a posterior out."""
 
 from bayesmerge.fit.curvature import curvature
-from bayesmerge.fit.laplace import ConvergenceWarning, laplace
+from bayesmerge.fit.laplace import laplace
 from bayesmerge.fit.likelihood import Likelihood
-from bayesmerge.fit.optimise import Mode, find_mode
+from bayesmerge.fit.optimise import ConvergenceWarning, Mode, find_mode
 from bayesmerge.fit.target import JointTarget, Target
 
 __all__ = [

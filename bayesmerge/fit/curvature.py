@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.layout import Layout
-from bayesmerge.fit.likelihood import SupervisedLoss
+from bayesmerge.fit.likelihood import Likelihood, SupervisedLoss
 from bayesmerge.fit.target import AbstractTarget, Loss
 
 Structure: TypeAlias = Literal["full", "diagonal", "isotropic"]
@@ -49,8 +49,8 @@ def curvature(
 
     - `target`: ℓ. `ggn` and `fisher` need one made by `Target.supervised`.
     - `params`: θ, P floating-point entries.
-    - `kind`: see the table of this module. `fisher` takes the expectation over labels exactly (it
-      is then the GGN, as all likelihoods here are canonical), or from `num_samples` draws.
+    - `kind`: see the table of this module. `fisher` takes the expectation over labels exactly
+      where the likelihood is canonical (it is then the GGN), or from `num_samples` draws.
     - `structure`: `"full"` for a matrix (P, P) in the order of `Layout.ravel`, `"diagonal"` for
       its diagonal as a pytree shaped as θ, `"isotropic"` for trace/P, a scalar. A diagonal costs
       S backward passes an example (S columns of R); that of the exact Hessian, P Hessian-vector
@@ -148,8 +148,12 @@ class Root(eqx.Module):
             return jnp.ones_like(loss(params, batch))[:, None, None]
         outputs = _model_outputs(loss, self.kind)(params, batch)
         likelihood, labels = loss.likelihood, batch[1]
-        if self.kind == "ggn" or self.num_samples is None:
+        if self.kind == "ggn":
             return jax.vmap(likelihood.root)(outputs, labels)
+        if self.num_samples is None:
+            _require_canonical(likelihood)
+            return jax.vmap(likelihood.root)(outputs, labels)
+        _require_sampler(likelihood)
 
         def scores(i: Int[Array, ""], output: Array) -> Float[Array, "C S"]:
             keys = jax.random.split(jax.random.fold_in(self.key, i), self.num_samples)
@@ -166,17 +170,30 @@ def _root(kind: Kind, num_samples: int | None, key: PRNGKeyArray | None) -> Root
     return Root(kind, num_samples, key)
 
 
+def _require_canonical(likelihood: Likelihood) -> None:
+    if not likelihood.canonical:
+        raise TypeError(
+            f"the exact Fisher information is known for canonical likelihoods, and "
+            f"'{likelihood.name}' is not declared one. Draw labels with `num_samples` and `key`, "
+            "or use curvature='ggn'."
+        )
+
+
+def _require_sampler(likelihood: Likelihood) -> None:
+    if likelihood.sample is None:
+        raise TypeError(
+            "the Fisher information is an expectation over labels drawn from the model, and the "
+            f"loss '{likelihood.name}' cannot draw them. Pass a `Likelihood` with `sample`, or use "
+            "curvature='ggn'."
+        )
+
+
 def _model_outputs(loss: Any, kind: str) -> Outputs:
     if not isinstance(loss, SupervisedLoss):
         raise TypeError(
             f"curvature {kind!r} needs the model's output, and this target knows only its loss. "
             "Build it with `Target.supervised(model, likelihood, data)`, or use "
             "curvature='hessian' or 'squared_gradients'."
-        )
-    if kind == "fisher" and loss.likelihood.sample is None:
-        raise TypeError(
-            "the Fisher information is an expectation over labels drawn from the model, and a bare "
-            "loss function cannot draw them. Pass a `Likelihood`, or use curvature='ggn'."
         )
     return lambda theta, batch: loss.model(theta, batch[0])
 

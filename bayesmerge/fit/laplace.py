@@ -8,14 +8,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from bayesmerge.families.checks import is_concrete, require, require_finite
+from bayesmerge.families.checks import require, require_finite
 from bayesmerge.families.diagonal import DiagonalGaussian
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.isotropic import IsotropicGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.curvature import Kind, Structure, curvature
-from bayesmerge.fit.optimise import Method, Mode, Objective, find_mode
+from bayesmerge.fit.optimise import (
+    ConvergenceWarning,
+    Method,
+    Mode,
+    Objective,
+    require_kinds,
+    search,
+    tell,
+)
 from bayesmerge.fit.target import AbstractTarget
 
 NEGLIGIBLE = 0.01
@@ -56,6 +64,8 @@ def laplace(
 
     **Returns** an `IsotropicGaussian`, `DiagonalGaussian` or `FullGaussian`.
 
+    Not differentiable: gradients through the search for θ_t are not defined.
+
     **Warns** when θ_t is further than 0.01 posterior standard deviations (root mean square over the
     parameters, by the curvature used) from the mode, and says how far.
 
@@ -77,12 +87,13 @@ def laplace(
 
     Source: GM equations 6 and 9; GMA Theorem 1; FP §3.
     """
+    require_kinds(target, prior)
     if prior is None:
         prior = target.prior
     kind: Kind = curvature or ("ggn" if target.has_model else "hessian")
     if params is None:
         method: Method = "newton" if structure == "full" else "lbfgs"
-        found = find_mode(target, prior, start=start, method=method, max_steps=max_steps)
+        found = search(target, prior, start, method, max_steps)
     else:
         found = _trained(target, prior, params)
     fit = _expand if target.is_streamed else _expand_compiled
@@ -91,31 +102,21 @@ def laplace(
     )
     message = (
         f"the posterior precision, {kind} plus prior, is not positive definite at the mode, so "
-        "there is no Laplace approximation there. Use curvature='ggn' (with Target.supervised), "
-        "'fisher' or 'squared_gradients', which cannot be indefinite, a stronger prior, or train "
-        "further: an indefinite Hessian also means that this is not a minimum."
+        "there is no Laplace approximation there. The Hessian of a trained network often is not: "
+        "use curvature='ggn' (with Target.supervised), 'fisher' or 'squared_gradients', which "
+        "cannot be indefinite. Otherwise give a prior (directions the data do not determine need "
+        "one), or train further: an indefinite Hessian also means that this is not a minimum."
     )
 
     def smallest() -> str:
         return f"The smallest eigenvalue or entry is {posterior.smallest_precision():.6g}."
 
     posterior, likelihood = require((posterior, likelihood), proper, message, smallest)
-    _warn_if_far(distance, found)
+    tell(_warn_if_far, (distance, found.gradient_norm, found.steps))
     return posterior if include_prior else likelihood
 
 
-class ConvergenceWarning(UserWarning):
-    """A posterior was expanded away from the mode."""
-
-
-def _warn_if_far(distance: Float[Array, ""], found: Mode) -> None:
-    if is_concrete((distance, found.gradient_norm)):
-        _warn(distance, found.gradient_norm, found.steps)
-    else:
-        jax.debug.callback(_warn, distance, found.gradient_norm, found.steps)
-
-
-def _warn(distance: Any, gradient_norm: Any, steps: Any) -> None:
+def _warn_if_far(distance: Any, gradient_norm: Any, steps: Any) -> None:
     if distance > NEGLIGIBLE:
         warnings.warn(
             f"these parameters are {float(distance):.2g} posterior standard deviations (root mean "
@@ -135,7 +136,7 @@ def _trained(target: AbstractTarget, prior: AbstractGaussian | None, params: PyT
     params = require_finite(params, "params")
     target.check(params)
     loss, gradient = Objective(target, prior).value_and_gradient(params)
-    return Mode(params, loss, gradient, jnp.array(0))
+    return Mode(params, loss, gradient, jnp.array(0), jnp.array(True))
 
 
 def _expand(

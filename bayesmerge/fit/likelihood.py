@@ -6,13 +6,17 @@ depend on y and equals the Fisher information: E_{y~p}[∇ℓ∇ℓᵀ] = ∇²�
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import log_softmax, softplus
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from bayesmerge.families.checks import is_concrete
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,16 +26,31 @@ class Likelihood:
     - `loss(f, y)`: −log p(y | f) up to a constant, a scalar, for one output f and one label y.
     - `root(f, y)`: R of shape (C, S) with RRᵀ = ∂²ℓ/∂f², C the size of f.
     - `sample(key, f)`: a label y ~ p(· | f), or `None` where that is not known.
+    - `canonical`: whether f is the natural parameter of y, so that the Fisher information is RRᵀ.
+    - `labels`: what labels may be, and whether given ones are, for C outputs.
     """
 
     name: str
     loss: Callable[[Array, Array], Float[Array, ""]]
     root: Callable[[Array, Array], Float[Array, "C S"]]
     sample: Callable[[PRNGKeyArray, Array], Array] | None = None
+    canonical: bool = False
+    labels: tuple[str, Callable[[Any, int], bool]] = ("anything", lambda labels, C: True)
+
+    def check_labels(self, labels: Any, num_outputs: int) -> None:
+        """Nothing, or an error where concrete labels are not what this likelihood takes."""
+        allowed, holds = self.labels
+        if is_concrete(labels) and not holds(np.asarray(labels), num_outputs):
+            raise ValueError(
+                f"labels of a {self.name} likelihood must be {allowed}, and they have dtype "
+                f"{labels.dtype}, shape {labels.shape} and values from {labels.min()} to "
+                f"{labels.max()}, for {num_outputs} outputs an example."
+            )
 
 
 def _categorical_loss(logits: Array, label: Array) -> Float[Array, ""]:
-    return -log_softmax(logits)[label]
+    log_p = log_softmax(logits)
+    return -log_p.at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def _bernoulli_loss(logit: Array, label: Array) -> Float[Array, ""]:
@@ -77,18 +96,50 @@ def _poisson_sample(key: PRNGKeyArray, log_rate: Array) -> Array:
     return jax.random.poisson(key, jnp.exp(log_rate))
 
 
+def _is_class(labels: Any, num_outputs: int) -> bool:
+    is_index = labels.ndim == 1 and labels.dtype.kind in "iu"
+    return bool(is_index and labels.min() >= 0 and labels.max() < num_outputs)
+
+
+def _is_binary(labels: Any, num_outputs: int) -> bool:
+    return bool(np.isin(labels, (0, 1)).all())
+
+
+def _is_count(labels: Any, num_outputs: int) -> bool:
+    return bool((labels >= 0).all())
+
+
 categorical = Likelihood(
-    "categorical", _categorical_loss, _categorical_root, jax.random.categorical
+    "categorical",
+    _categorical_loss,
+    _categorical_root,
+    jax.random.categorical,
+    canonical=True,
+    labels=("integers of shape (N,) from 0 to one less than the outputs", _is_class),
 )
 """Softmax: f are K logits, y a class index 0 … K−1."""
 
-bernoulli = Likelihood("bernoulli", _bernoulli_loss, _bernoulli_root, _bernoulli_sample)
+bernoulli = Likelihood(
+    "bernoulli",
+    _bernoulli_loss,
+    _bernoulli_root,
+    _bernoulli_sample,
+    canonical=True,
+    labels=("0 or 1", _is_binary),
+)
 """Logistic: f is a logit, y is 0 or 1."""
 
-gaussian = Likelihood("gaussian", _gaussian_loss, _gaussian_root, _gaussian_sample)
+gaussian = Likelihood("gaussian", _gaussian_loss, _gaussian_root, _gaussian_sample, canonical=True)
 """Least squares: f is the mean of y, of unit noise variance (scale f and y by 1/σ for another)."""
 
-poisson = Likelihood("poisson", _poisson_loss, _poisson_root, _poisson_sample)
+poisson = Likelihood(
+    "poisson",
+    _poisson_loss,
+    _poisson_root,
+    _poisson_sample,
+    canonical=True,
+    labels=("counts ≥ 0", _is_count),
+)
 """Counts: f is the log of the rate of y."""
 
 LIKELIHOODS = {q.name: q for q in (categorical, bernoulli, gaussian, poisson)}
@@ -128,3 +179,14 @@ class SupervisedLoss:
     def __call__(self, params: PyTree, batch: tuple[PyTree, Array]) -> Float[Array, " N"]:
         inputs, labels = batch
         return jax.vmap(self.likelihood.loss)(self.model(params, inputs), labels)
+
+    def check(self, params: PyTree, batch: PyTree) -> None:
+        """Nothing, or an error where `batch` is not (inputs, labels) that suit the likelihood."""
+        if not isinstance(batch, tuple) or len(batch) != 2:
+            raise TypeError(
+                f"the data of a supervised target must be a tuple (inputs, labels), and a batch is "
+                f"a {type(batch).__name__}."
+            )
+        inputs, labels = batch
+        outputs = jax.eval_shape(self.model, params, inputs)
+        self.likelihood.check_labels(labels, math.prod(outputs.shape[1:]))

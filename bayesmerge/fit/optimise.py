@@ -3,6 +3,8 @@
 Data in arrays: optimistix, inside one compiled program. Data in minibatches: scipy on the host.
 """
 
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -11,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_solve
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from bayesmerge.families.base import tree_dot
-from bayesmerge.families.checks import all_finite, require, require_finite
+from bayesmerge.families.checks import all_finite, is_concrete, require, require_finite
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
@@ -38,12 +40,14 @@ class Mode(eqx.Module):
     - `loss`: ℓ(θ) + ½‖θ − θ_0‖²_{H_0}.
     - `gradient`: its gradient there, shaped as θ.
     - `steps`: how many steps were taken.
+    - `converged`: whether it stopped because steps no longer changed anything.
     """
 
     params: PyTree
     loss: Float[Array, ""]
     gradient: PyTree
     steps: Int[Array, ""]
+    converged: Bool[Array, ""]
 
     @property
     def gradient_norm(self) -> Float[Array, ""]:
@@ -74,8 +78,10 @@ def find_mode(
       target), each of which factorises a P×P matrix.
     - `max_steps`: of L-BFGS.
 
-    **Returns** a `Mode`; compare its `gradient_norm` with zero, or let `laplace` say how many
-    posterior standard deviations away the mode is.
+    **Returns** a `Mode`. `laplace` says how many posterior standard deviations it is away.
+
+    **Warns** when `max_steps` were not enough, and when parameters have not moved at all from θ_0,
+    as those of a network do that starts at zero.
 
     **Raises** `ValueError` without a start, or for a loss that is not finite or not per example.
 
@@ -90,17 +96,86 @@ def find_mode(
 
     Source: GM equation 6.
     """
-    if prior is None:
-        prior = target.prior
-    start = _start(prior, start)
+    mode = search(target, prior, start, method, max_steps)
+    tell(_warn_if_stopped, (mode.converged, mode.steps, mode.gradient_norm))
+    return mode
+
+
+def search(
+    target: AbstractTarget,
+    prior: AbstractGaussian | None,
+    start: PyTree | None,
+    method: Method,
+    max_steps: int,
+) -> Mode:
+    """`find_mode`, but for the warning that it has not converged."""
+    require_kinds(target, prior)
+    prior = target.prior if prior is None else prior
+    given, start = start is not None, _start(prior, start)
     target.check(start)
     fit = _find_mode if target.is_streamed else _find_mode_compiled
     mode = fit(target, prior, start, method, max_steps)
+    if not given:
+        tell(_warn_if_unmoved, _unmoved(start, mode), names=Layout.of(start).names)
     message = (
         "the loss is not finite where the optimiser stopped. Look for log(0) or overflow in the "
         "loss, start elsewhere, or scale the inputs."
     )
     return require(mode, all_finite((mode.loss, mode.params)), message)
+
+
+class ConvergenceWarning(UserWarning):
+    """An optimiser stopped short, or a posterior was expanded away from the mode."""
+
+
+def tell(report: Callable[..., None], values: tuple[Array, ...], **options: Any) -> None:
+    """`report(*values)`, now or, where values are traced, when the program runs."""
+    if is_concrete(values):
+        report(*values, **options)
+    else:
+        jax.debug.callback(functools.partial(report, **options), *values)
+
+
+def _warn_if_stopped(converged: Any, steps: Any, gradient_norm: Any) -> None:
+    if not converged:
+        warnings.warn(
+            f"the optimiser stopped after {int(steps)} steps, before it converged, with gradient "
+            f"norm {float(gradient_norm):.2g}. Allow more `max_steps`, start closer, or scale the "
+            "inputs.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+
+
+def _unmoved(start: PyTree, mode: Mode) -> tuple[Array, ...]:
+    """For every leaf whether the optimiser was content to leave all of it where it was."""
+    pairs = zip(jax.tree.leaves(start), jax.tree.leaves(mode.params), strict=True)
+    return tuple(jnp.all(x == y) & mode.converged for x, y in pairs)
+
+
+def _warn_if_unmoved(*unmoved: Any, names: tuple[str, ...]) -> None:
+    still = [name or "theta" for name, at_rest in zip(names, unmoved, strict=True) if at_rest]
+    if still:
+        warnings.warn(
+            f"parameters {still} have not moved from the prior mean, where the search started: "
+            "their gradient is zero there. Zero weights are a saddle point of a neural network: "
+            "pass `start`, e.g. a random initialisation.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+
+
+def require_kinds(target: Any, prior: Any) -> None:
+    if not isinstance(target, AbstractTarget):
+        raise TypeError(
+            f"target is a {type(target).__name__}, and it must be a `Target`, which holds a "
+            "per-example loss and its data."
+        )
+    if prior is not None and not isinstance(prior, AbstractGaussian):
+        raise TypeError(
+            f"prior is a {type(prior).__name__}, and it must be a Gaussian over the parameters, "
+            "e.g. `IsotropicGaussian.from_mean_precision(params, 1.0)`, or None."
+        )
 
 
 def _start(prior: AbstractGaussian | None, start: PyTree | None) -> PyTree:
@@ -162,18 +237,18 @@ def _find_mode(
 ) -> Mode:
     objective = Objective(target, prior)
     lbfgs = _scipy_lbfgs if target.is_streamed else _lbfgs
-    params, steps = lbfgs(objective, start, max_steps)
+    params, steps, converged = lbfgs(objective, start, max_steps)
     if method == "newton":
-        params, newton_steps = _newton(objective, params)
+        params, newton_steps, converged = _newton(objective, params)
         steps = steps + newton_steps
     value, gradient = objective.value_and_gradient(params)
-    return Mode(params, value, gradient, steps)
+    return Mode(params, value, gradient, steps, converged)
 
 
 _find_mode_compiled = eqx.filter_jit(_find_mode)
 
 
-def _lbfgs(objective: Objective, start: PyTree, max_steps: int) -> tuple[PyTree, Any]:
+def _lbfgs(objective: Objective, start: PyTree, max_steps: int) -> tuple[PyTree, Any, Any]:
     import optimistix as optx
 
     tolerance = _epsilon(start) ** (2 / 3)
@@ -187,10 +262,11 @@ def _lbfgs(objective: Objective, start: PyTree, max_steps: int) -> tuple[PyTree,
         max_steps=max_steps,
         throw=False,
     )
-    return _cast_like(solution.value, start), solution.stats["num_steps"]
+    converged = solution.result == optx.RESULTS.successful
+    return _cast_like(solution.value, start), solution.stats["num_steps"], converged
 
 
-def _scipy_lbfgs(objective: Objective, start: PyTree, max_steps: int) -> tuple[PyTree, Any]:
+def _scipy_lbfgs(objective: Objective, start: PyTree, max_steps: int) -> tuple[PyTree, Any, Any]:
     from scipy.optimize import minimize
 
     layout = Layout.of(start)
@@ -204,10 +280,11 @@ def _scipy_lbfgs(objective: Objective, start: PyTree, max_steps: int) -> tuple[P
     options = {"maxiter": max_steps, "maxcor": HISTORY, "ftol": 0.0, "gtol": 0.0}
     first = np.asarray(layout.ravel(start), float)
     found = minimize(value_and_gradient, first, jac=True, method="L-BFGS-B", options=options)
-    return layout.unravel(jnp.asarray(found.x, dtype)), jnp.asarray(found.nit)
+    converged = jnp.asarray(found.nit < max_steps)
+    return layout.unravel(jnp.asarray(found.x, dtype)), jnp.asarray(found.nit), converged
 
 
-def _newton(objective: Objective, start: PyTree) -> tuple[PyTree, Any]:
+def _newton(objective: Objective, start: PyTree) -> tuple[PyTree, Any, Any]:
     """θ ← θ − s(H + H_0)⁻¹∇, s halved until ‖∇‖ falls in the metric (H + H_0)⁻¹: a criterion that
     rounding errors of the loss do not disturb."""
     layout = Layout.of(start)
@@ -241,8 +318,8 @@ def _newton(objective: Objective, start: PyTree) -> tuple[PyTree, Any]:
 
     _, gradient = objective.value_and_gradient(start)
     state = (start, gradient, jnp.array(0), jnp.array(False))
-    theta, _, steps, _ = repeat(unfinished, step, state)
-    return theta, steps
+    theta, _, steps, done = repeat(unfinished, step, state)
+    return theta, steps, done
 
 
 def _python_while(

@@ -8,6 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from bayesmerge.families.checks import is_concrete, require_finite
@@ -17,6 +18,12 @@ from bayesmerge.tasks import as_weights, named
 
 Loss = Callable[[PyTree, PyTree], Float[Array, " N"]]
 Statistic = Callable[[Loss, PyTree, PyTree, Int[ArrayLike, ""]], PyTree]
+
+
+MEAN_REMEDY = (
+    "a mean or a sum over the batch hides the number of examples, a factor in every Hessian, so "
+    "remove the `.mean()` or `.sum()`, and any factor 1/N"
+)
 
 
 class AbstractTarget(eqx.Module):
@@ -158,13 +165,14 @@ class Target(AbstractTarget):
     def check(self, params: PyTree) -> None:
         _, batch = self.first_batch()
         count = num_examples(batch)
+        if isinstance(self.loss, SupervisedLoss):
+            self.loss.check(params, batch)
         shape = jax.eval_shape(self.loss, params, batch).shape
         if shape != (count,):
+            remedy = "take the last axis away" if shape[:1] == (count,) else MEAN_REMEDY
             raise ValueError(
                 f"the loss returned shape {shape} for a batch of {count} examples, and it "
-                f"must return one value per example, shape ({count},). A mean or a sum over "
-                "the batch hides the number of examples, a factor in every Hessian: remove the "
-                "`.mean()` or `.sum()`, and any factor 1/N."
+                f"must return one value per example, shape ({count},): {remedy}."
             )
 
 
@@ -176,6 +184,8 @@ class JointTarget(AbstractTarget):
 
     - `targets`: ℓ_t, a sequence of T targets or a mapping from task names to them.
     - `weights`: α, shape (T,), or a mapping from the same names.
+
+    Its prior is that of the first target, where all have one.
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
@@ -197,7 +207,8 @@ class JointTarget(AbstractTarget):
     def __init__(self, targets: Any, weights: ArrayLike | Any):
         names, self.targets = named(targets, "targets")
         self.weights = as_weights(weights, names)
-        self.prior = None
+        priors = [target.prior for target in self.targets]
+        self.prior = None if any(prior is None for prior in priors) else priors[0]
 
     @property
     def is_streamed(self) -> bool:
@@ -263,7 +274,7 @@ def _as_data(data: Any) -> Any:
 
 def _as_batch(batch: PyTree) -> PyTree:
     """`batch` with jax arrays for leaves, checked to be finite and of one first axis."""
-    arrays = jax.tree.map(jnp.asarray, batch)
+    arrays = jax.tree.map(_as_array, batch, is_leaf=lambda x: isinstance(x, list))
     sizes = {
         jax.tree_util.keystr(path): jnp.shape(x)[0] if jnp.ndim(x) else None
         for path, x in jax.tree_util.tree_leaves_with_path(arrays)
@@ -278,6 +289,13 @@ def _as_batch(batch: PyTree) -> PyTree:
     if floating and is_concrete(floating):
         require_finite(arrays, "data")
     return arrays
+
+
+def _as_array(values: Any) -> Array:
+    array = values if hasattr(values, "dtype") else np.asarray(values)
+    if getattr(array.dtype, "kind", "f") in "OSU":
+        raise TypeError(f"data must be numbers, and they have dtype {array.dtype}: encode them.")
+    return jnp.asarray(array)
 
 
 def _over_chunks(
