@@ -23,9 +23,7 @@ from bayesmerge.families.layout import as_arrays
 from bayesmerge.tasks import as_weights, matched, named
 
 Q = TypeVar("Q", bound=AbstractExponentialFamily)
-Posteriors: TypeAlias = (
-    Sequence[AbstractExponentialFamily] | Mapping[str, AbstractExponentialFamily]
-)
+Posteriors: TypeAlias = Sequence[Any] | Mapping[str, Any] | AbstractExponentialFamily
 Weights: TypeAlias = ArrayLike | Sequence[Any] | Mapping[str, Any]
 
 
@@ -38,7 +36,8 @@ def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
     which is addition of natural parameters, λ_α = γλ_0 + Σ α_t λ_t. The merged model is
     `merge(…).mode()`.
 
-    - `posteriors`: q_t, **with** the prior in them; a sequence of T or a mapping from task names.
+    - `posteriors`: q_t, **with** the prior in them; a sequence of T, a mapping from task names, or
+      a batch of T (such as a vmapped `laplace` returns).
       Isotropic, diagonal and full Gaussians may be mixed.
     - `weights`: α, shape (T,), or (A, T) for a batch of A merged posteriors; with named tasks also
       a mapping from the same names to scalars or to arrays (A,). Negative weights and Σα > 1 are
