@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 import scipy.integrate
 import scipy.special
 import scipy.stats
-from cases import SCIPY
+from cases import FAMILIES, SCIPY
 
 import bayesmerge as bm
 
@@ -185,3 +186,70 @@ def test_nothing_cancels_when_means_are_large(name):
     np.testing.assert_allclose(p.log_prob(mean + 1), expected, rtol=1e-5)
     np.testing.assert_allclose(p.kl_divergence(q), 1.5, rtol=1e-5)
     np.testing.assert_allclose(p.entropy(), scipy.stats.norm.entropy() * 3, rtol=1e-5)
+
+
+def exact_dirichlet_divergence(a, b):
+    with mpmath.workdps(40):
+        a, b = [mpmath.mpf(float(x)) for x in a], [mpmath.mpf(float(x)) for x in b]
+
+        def bregman(x, y):
+            return mpmath.loggamma(y) - mpmath.loggamma(x) - (y - x) * mpmath.digamma(x)
+
+        parts = sum(bregman(x, y) for x, y in zip(a, b, strict=True))
+        return float(parts - bregman(sum(a), sum(b)))
+
+
+@pytest.mark.parametrize("count", [0.3, 3.0, 17.0, 600.0, 1e4, 1e6])
+def test_large_counts_in_float32(count):
+    """Where differences of log-partitions lose every digit: against scipy and 40 digits."""
+    a = np.float32(count) * np.array([1, 2, 3], np.float32)
+    moved = a * np.float32(1.001) + np.float32(np.sqrt(count))
+    p, q = (bm.Dirichlet.from_concentrations(jnp.asarray(x)) for x in (a, moved))
+    a64 = np.asarray(p.concentrations, float)
+    expected = exact_dirichlet_divergence(a64, np.asarray(q.concentrations))
+    # the change of the concentrations is itself rounded: that error is ε times its size
+    rounding = np.finfo(np.float32).eps * float(np.abs(moved - a).sum())
+    np.testing.assert_allclose(p.kl_divergence(q), expected, rtol=1e-4, atol=rounding)
+    scipy_p = scipy.stats.dirichlet(a64)
+    np.testing.assert_allclose(p.entropy(), scipy_p.entropy(), rtol=1e-5, atol=1e-5)
+    point = np.array([0.2, 0.3, 0.5]) if count < 10 else a64 / a64.sum()
+    at_point = p.log_prob(jnp.asarray(point, jnp.float32))
+    np.testing.assert_allclose(at_point, scipy_p.logpdf(point), rtol=1e-5, atol=1e-5)
+    gamma = bm.Gamma.from_shape_rate(jnp.float32(count), jnp.float32(2.0))
+    shape = float(gamma.shape)
+    scipy_gamma = scipy.stats.gamma(shape, scale=0.5)
+    np.testing.assert_allclose(gamma.entropy(), scipy_gamma.entropy(), rtol=1e-5, atol=1e-5)
+    x = np.float32(shape / 2 * 1.0001)
+    np.testing.assert_allclose(gamma.log_prob(x), scipy_gamma.logpdf(x), rtol=1e-5, atol=1e-5)
+    beta = bm.Beta.from_concentrations(jnp.float32(count), jnp.float32(2 * count))
+    scipy_beta = scipy.stats.beta(*(float(c) for c in beta.concentrations))
+    np.testing.assert_allclose(beta.entropy(), scipy_beta.entropy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", FAMILIES[3:], ids=repr)
+@pytest.mark.parametrize("scale", [0.5, 30.0, 1e3])
+def test_textbook_identities_of_the_log_partition(case, scale):
+    """entropy = A − ⟨λ, ∇A⟩ and KL = A(λ') − A(λ) − ⟨λ' − λ, ∇A(λ)⟩, by differentiating A."""
+    rng = np.random.default_rng(0)
+    p, q = case.make(rng) ** scale, case.make(rng) ** scale
+    statistics = jax.tree.leaves(p.expected_statistics())
+
+    def inner(natural):
+        return sum(np.vdot(x, t) for x, t in zip(jax.tree.leaves(natural), statistics, strict=True))
+
+    entropy = p.log_partition() - inner(p.natural_parameters)
+    np.testing.assert_allclose(p.entropy(), entropy, rtol=1e-9, atol=1e-9)
+    change = jax.tree.map(jnp.subtract, q.natural_parameters, p.natural_parameters)
+    divergence = q.log_partition() - p.log_partition() - inner(change)
+    np.testing.assert_allclose(p.kl_divergence(q), divergence, rtol=1e-9, atol=1e-9)
+
+
+def test_densities_on_and_beyond_the_boundary():
+    beta = bm.Beta.from_concentrations(1.0, 3.0)
+    np.testing.assert_allclose(beta.log_prob(0.0), scipy.stats.beta(1, 3).logpdf(0))
+    assert beta.log_prob(1.0) == beta.log_prob(-0.1) == beta.log_prob(1.1) == -np.inf
+    assert bm.Beta.from_concentrations(0.5, 3.0).log_prob(0.0) == np.inf
+    assert bm.Gamma.from_shape_rate(2.0, 1.0).log_prob(-1.0) == -np.inf
+    off_simplex = bm.Dirichlet.from_concentrations(jnp.ones(3) * 2).log_prob(jnp.ones(3))
+    assert off_simplex == -np.inf
+    assert np.isfinite(jax.grad(beta.log_prob)(0.3))

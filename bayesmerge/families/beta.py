@@ -16,6 +16,11 @@ from bayesmerge.families.conjugate import (
     natural_concentrations,
     shift,
 )
+from bayesmerge.families.dirichlet import (
+    dirichlet_divergence,
+    dirichlet_entropy,
+    dirichlet_log_prob,
+)
 from bayesmerge.families.layout import Layout
 
 
@@ -80,6 +85,25 @@ class Beta(AbstractConjugateFamily):
         return sum_leaves(jax.tree.map(lambda x, y: jnp.sum(betaln(x, y)), a, b))
 
     @over_batch
+    def entropy(self) -> Float[Array, "*batch"]:
+        """log B(a, b) − (a − 1) ψ(a) − (b − 1) ψ(b) + (a + b − 2) ψ(a + b)."""
+        both = self._require_proper(self, "entropy")._both()
+        return sum_leaves(jax.tree.map(dirichlet_entropy, both))
+
+    def _both(self) -> PyTree:
+        """(a, b) on a last axis: a Beta is a Dirichlet of two categories."""
+        return jax.tree.map(_pair, *self.concentrations)
+
+    def _log_prob_inside(self, theta: PyTree) -> Float[Array, ""]:
+        both = self._require_proper(self, "normalised density")._both()
+        p = jax.tree.map(lambda x: _pair(x, 1 - x), theta)
+        return sum_leaves(jax.tree.map(dirichlet_log_prob, p, both))
+
+    def _kl_divergence(self, other: "Beta") -> Float[Array, ""]:
+        p, q = (beta._require_proper(beta, "divergence")._both() for beta in (self, other))
+        return sum_leaves(jax.tree.map(dirichlet_divergence, p, q))
+
+    @over_batch
     def mode(self, coordinates: Literal["probability", "logit"] = "probability") -> PyTree:
         """The most probable π, of the density taken in `coordinates` (FP A.2, misprint 8).
 
@@ -122,3 +146,7 @@ class Beta(AbstractConjugateFamily):
             return jax.random.beta(key, x, y, shape + x.shape, x.dtype)
 
         return jax.tree.map(draw, keys_like(key, a), a, b)
+
+
+def _pair(x: Array, y: Array) -> Float[Array, "*B 2"]:
+    return jnp.stack([x, y], axis=-1)

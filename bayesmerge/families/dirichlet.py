@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import gammaln
+from jax.scipy.special import digamma, gammaln
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
@@ -15,6 +15,12 @@ from bayesmerge.families.conjugate import (
     shift,
 )
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.special import (
+    gamma_entropy,
+    log1p_excess,
+    log_gamma_divergence,
+    log_peak,
+)
 
 
 class Dirichlet(AbstractConjugateFamily):
@@ -86,6 +92,20 @@ class Dirichlet(AbstractConjugateFamily):
         )
 
     @over_batch
+    def entropy(self) -> Float[Array, "*batch"]:
+        """A − ⟨λ, ∇A⟩ = Σ E(a_k) − E(Σa) − (K − 1) ψ(Σa), E(a) the entropy of a Gamma(a, 1)."""
+        a = self._require_proper(self, "entropy").concentrations
+        return sum_leaves(jax.tree.map(dirichlet_entropy, a))
+
+    def _log_prob_inside(self, theta: PyTree) -> Float[Array, ""]:
+        a = self._require_proper(self, "normalised density").concentrations
+        return sum_leaves(jax.tree.map(dirichlet_log_prob, theta, a))
+
+    def _kl_divergence(self, other: "Dirichlet") -> Float[Array, ""]:
+        p, q = (d._require_proper(d, "divergence").concentrations for d in (self, other))
+        return sum_leaves(jax.tree.map(dirichlet_divergence, p, q))
+
+    @over_batch
     def mode(self) -> PyTree:
         """argmax of the density in p, (a − 1)/Σ(a − 1).
 
@@ -126,3 +146,22 @@ class Dirichlet(AbstractConjugateFamily):
             return jax.random.dirichlet(key, x, shape + x.shape[:-1], x.dtype)
 
         return jax.tree.map(draw, keys_like(key, a), a)
+
+
+def dirichlet_log_prob(p: Float[Array, "*B K"], a: Float[Array, "*B K"]) -> Float[Array, ""]:
+    """Σ [a_k log p_k − log p_k − log Γ(a_k)] + log Γ(Σa), around p = a/Σa."""
+    total = jnp.sum(a, -1, keepdims=True)
+    away = a * log1p_excess((total * p - a) / a)
+    return jnp.sum(log_peak(a) - away - jnp.log(p)) - jnp.sum(log_peak(total))
+
+
+def dirichlet_entropy(a: Float[Array, "*B K"]) -> Float[Array, ""]:
+    total = jnp.sum(a, -1)
+    free = a.shape[-1] - 1
+    return jnp.sum(gamma_entropy(a)) - jnp.sum(gamma_entropy(total) + free * digamma(total))
+
+
+def dirichlet_divergence(a: Float[Array, "*B K"], b: Float[Array, "*B K"]) -> Float[Array, ""]:
+    """Σ D(a_k, b_k) − D(Σa, Σb), D the Bregman divergence of log Γ."""
+    parts = jnp.sum(log_gamma_divergence(a, b))
+    return parts - jnp.sum(log_gamma_divergence(jnp.sum(a, -1), jnp.sum(b, -1)))

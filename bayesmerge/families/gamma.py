@@ -1,5 +1,7 @@
 """Gamma posteriors of positive rates: λ = (a − 1, b), T(x) = (log x, −x)."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,12 @@ from bayesmerge.families.conjugate import (
     shift,
 )
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.special import (
+    gamma_entropy,
+    log1p_excess,
+    log_gamma_divergence,
+    log_peak,
+)
 
 
 class Gamma(AbstractConjugateFamily):
@@ -74,9 +82,29 @@ class Gamma(AbstractConjugateFamily):
     def log_partition(self) -> Float[Array, "*batch"]:
         """A(λ) = log Γ(a) − a log b."""
         q = self._require_proper(self, "log-partition")
-        return sum_leaves(
-            jax.tree.map(lambda a, b: jnp.sum(gammaln(a) - a * jnp.log(b)), q.shape, q.rate)
-        )
+        return _total(lambda a, b: gammaln(a) - a * jnp.log(b), q.shape, q.rate)
+
+    @over_batch
+    def entropy(self) -> Float[Array, "*batch"]:
+        """a − log b + log Γ(a) + (1 − a) ψ(a)."""
+        q = self._require_proper(self, "entropy")
+        return _total(lambda a, b: gamma_entropy(a) - jnp.log(b), q.shape, q.rate)
+
+    def _log_prob_inside(self, theta: PyTree) -> Float[Array, ""]:
+        def leaf(x: Array, a: Array, b: Array) -> Array:
+            return log_peak(a) - a * log1p_excess((b * x - a) / a) - jnp.log(x)
+
+        q = self._require_proper(self, "normalised density")
+        return _total(leaf, theta, q.shape, q.rate)
+
+    def _kl_divergence(self, other: "Gamma") -> Float[Array, ""]:
+        def leaf(a: Array, b: Array, other_a: Array, other_b: Array) -> Array:
+            ratio = (other_b - b) / b
+            scale = a * log1p_excess(ratio) - (other_a - a) * jnp.log1p(ratio)
+            return log_gamma_divergence(a, other_a) + scale
+
+        p, q = (g._require_proper(g, "divergence") for g in (self, other))
+        return _total(leaf, p.shape, p.rate, q.shape, q.rate)
 
     @over_batch
     def mode(self) -> PyTree:
@@ -114,3 +142,8 @@ class Gamma(AbstractConjugateFamily):
             return jax.random.gamma(key, a, full_shape, a.dtype) / jnp.broadcast_to(b, full_shape)
 
         return jax.tree.map(draw, keys_like(key, q.rate), q.shape, q.rate)
+
+
+def _total(leaf: Callable[..., Array], *trees: PyTree) -> Float[Array, ""]:
+    """Σ over all entries of all leaves."""
+    return sum_leaves(jax.tree.map(lambda *x: jnp.sum(leaf(*x)), *trees))
