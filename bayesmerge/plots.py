@@ -53,12 +53,16 @@ def ternary(
 ) -> None:
     """A filled contour over the simplex of three weights, a corner for each task; the best
     weighting is marked. Triangles with a NaN are left white."""
+    from matplotlib.ticker import MaxNLocator
     from matplotlib.tri import Triangulation
 
     missing = np.isnan(values)
     low = float(np.nanmin(values)) if vmin is None else vmin
     high = float(np.nanmax(values)) if vmax is None else vmax
     high = high if high > low else low + max(1e-6 * abs(low), 1e-9)
+    edges = np.linspace(low, high, levels + 1)
+    if vmin is None and vmax is None:
+        edges = MaxNLocator(levels).tick_values(low, high)
     outside = (values[~missing] < low).any() or (values[~missing] > high).any()
     points = weights @ CORNERS
     triangles = Triangulation(*points.T)
@@ -66,7 +70,7 @@ def ternary(
     filled = ax.tricontourf(
         triangles,
         np.where(missing, low, values),
-        levels=np.linspace(low, high, levels + 1),
+        levels=edges,
         cmap=cmap,
         extend="both" if outside else "neither",
     )
