@@ -62,7 +62,7 @@ def ternary(
     high = high if high > low else low + max(1e-6 * abs(low), 1e-9)
     edges = np.linspace(low, high, levels + 1)
     if vmin is None and vmax is None:
-        edges = MaxNLocator(levels).tick_values(low, high)
+        edges = np.asarray(MaxNLocator(levels).tick_values(low, high))
     outside = (values[~missing] < low).any() or (values[~missing] > high).any()
     points = weights @ CORNERS
     triangles = Triangulation(*points.T)
