@@ -50,8 +50,8 @@ def laplace(
 
     - `target`: ℓ_t, with per-example losses that are summed.
     - `prior`: p_0 = N(θ_0, H_0⁻¹); `None` for that of the target, or else a flat one. With a flat
-      prior, data that leave θ undetermined (separable classes) have no mode: the search drifts until
-      the loss is flat, and the variance found is as large as the drift.
+      prior, data that leave θ undetermined (separable classes) have no mode: the search drifts
+      until the loss is flat, and the variance found is as large as the drift.
     - `structure`: of H_t, `"full"`, `"diagonal"` or `"isotropic"`. The posterior is of the smallest
       family that also holds the prior.
     - `curvature`: H_t, `"hessian"`, `"ggn"`, `"fisher"` or `"squared_gradients"` (see
