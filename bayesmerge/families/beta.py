@@ -5,7 +5,6 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import betaln
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
@@ -19,6 +18,7 @@ from bayesmerge.families.conjugate import (
 from bayesmerge.families.dirichlet import (
     dirichlet_divergence,
     dirichlet_entropy,
+    dirichlet_log_partition,
     dirichlet_log_prob,
 )
 from bayesmerge.families.layout import Layout
@@ -81,8 +81,8 @@ class Beta(AbstractConjugateFamily):
     @over_batch
     def log_partition(self) -> Float[Array, "*batch"]:
         """A(λ) = log B(a, b)."""
-        a, b = self._require_proper(self, "log-partition").concentrations
-        return sum_leaves(jax.tree.map(lambda x, y: jnp.sum(betaln(x, y)), a, b))
+        both = self._require_proper(self, "log-partition")._both()
+        return sum_leaves(jax.tree.map(dirichlet_log_partition, both))
 
     @over_batch
     def entropy(self) -> Float[Array, "*batch"]:

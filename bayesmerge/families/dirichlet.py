@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import digamma, gammaln
+from jax.scipy.special import digamma
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
@@ -87,9 +87,7 @@ class Dirichlet(AbstractConjugateFamily):
     def log_partition(self) -> Float[Array, "*batch"]:
         """A(λ) = Σ log Γ(a_k) − log Γ(Σ a_k)."""
         a = self._require_proper(self, "log-partition").concentrations
-        return sum_leaves(
-            jax.tree.map(lambda x: jnp.sum(gammaln(x)) - jnp.sum(gammaln(jnp.sum(x, -1))), a)
-        )
+        return sum_leaves(jax.tree.map(dirichlet_log_partition, a))
 
     @over_batch
     def entropy(self) -> Float[Array, "*batch"]:
@@ -153,6 +151,12 @@ def dirichlet_log_prob(p: Float[Array, "*B K"], a: Float[Array, "*B K"]) -> Floa
     total = jnp.sum(a, -1, keepdims=True)
     away = a * log1p_excess((total * p - a) / a)
     return jnp.sum(log_peak(a) - away - jnp.log(p)) - jnp.sum(log_peak(total))
+
+
+def dirichlet_log_partition(a: Float[Array, "*B K"]) -> Float[Array, ""]:
+    """Σ log Γ(a_k) − log Γ(Σa), without the terms that cancel."""
+    total = jnp.sum(a, -1, keepdims=True)
+    return jnp.sum(a * jnp.log(a / total) - log_peak(a)) + jnp.sum(log_peak(total))
 
 
 def dirichlet_entropy(a: Float[Array, "*B K"]) -> Float[Array, ""]:
