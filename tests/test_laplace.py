@@ -40,6 +40,7 @@ def test_the_mode_is_that_of_scikit_learn(cancer):
     found = bm.find_mode(target_of(x, y), isotropic_prior(30), method="newton")
     assert found.gradient_norm < 1e-10
     np.testing.assert_allclose(found.params, expected, rtol=1e-5, atol=1e-6)
+    # L-BFGS alone stops where the loss no longer falls in float64, about √ε away
     by_lbfgs = bm.find_mode(target_of(x, y), isotropic_prior(30))
     np.testing.assert_allclose(by_lbfgs.params, expected, rtol=1e-3, atol=1e-4)
 
@@ -60,6 +61,7 @@ def test_posterior_is_mode_and_curvature_plus_prior(cancer, structure):
     prior = bm.IsotropicGaussian.from_mean_precision(0.1 * jnp.ones(30), 2.0)
     q = bm.laplace(target_of(x, y), prior, structure=structure)
     mode = bm.find_mode(target_of(x, y), prior, method="newton").params
+    # diagonal and isotropic fits search by L-BFGS alone
     np.testing.assert_allclose(q.mode(), mode, rtol=1e-3, atol=1e-4)
     H = jax.hessian(target_of(x, y).total)(q.mode())
     expected = {
@@ -109,6 +111,7 @@ def test_an_optimiser_that_stops_early_says_how_far_it_is(cancer):
         q.mode()
     )
     distance = jnp.sqrt(jnp.mean(objective_gradient**2 / q.precision))
+    # the message shows two digits
     np.testing.assert_allclose(reported, distance, rtol=0.1)
 
 
