@@ -5,8 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bayesmerge.grid import simplex_grid
+
 if TYPE_CHECKING:
     from bayesmerge.demo import Column
+
+FIGURE_FORMATS = (".png", ".pdf", ".svg")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -28,6 +32,16 @@ def demo(
     """Preview task weightings of a classifier of real digits, next to joint training."""
     from bayesmerge import demo as example
 
+    if not output.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {output.parent}.", param_hint="--output")
+    if output.suffix not in FIGURE_FORMATS:
+        raise typer.BadParameter(
+            f"{output.name} must end in one of {', '.join(FIGURE_FORMATS)}.", param_hint="--output"
+        )
+    try:
+        simplex_grid(2, spacing)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--spacing") from error
     columns = example.demo(spacing)
     _print_table(columns)
     example.draw(columns, output)

@@ -106,8 +106,13 @@ def draw(columns: list[Column], path: Path) -> None:
     figure.colorbar(
         axes[0].collections[0], ax=axes, label="test accuracy", ticks=ticks, aspect=15, pad=0.01
     )
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        figure.savefig(unfinished, dpi=150, format=path.suffix.removeprefix("."))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+        plt.close(figure)
 
 
 def _task(digits: Digits, classes: tuple[int, ...]) -> Target:

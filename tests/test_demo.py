@@ -52,6 +52,25 @@ def test_the_command(tmp_path):
         assert expected in result.output
 
 
-def test_the_command_refuses_a_bad_spacing():
-    result = CliRunner().invoke(app, ["demo", "--spacing", "0.3"])
-    assert result.exit_code != 0
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--spacing", "0.3"], "must divide 1"),
+        (["--output", "nowhere/figure.png"], "there is no folder"),
+        (["--output", "figure.txt"], "must end in one of"),
+    ],
+)
+def test_the_command_refuses_before_it_starts(options, message):
+    result = CliRunner().invoke(app, ["demo", *options])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
+
+
+def test_an_interrupted_figure_leaves_nothing_behind(columns, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demo.draw(columns, tmp_path / "figure.png")
+    assert list(tmp_path.iterdir()) == []
