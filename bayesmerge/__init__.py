@@ -13,21 +13,25 @@ from bayesmerge.fit import (
     JointTarget,
     Target,
     curvature,
+    expand,
     find_mode,
     laplace,
 )
 from bayesmerge.grid import simplex_grid
-from bayesmerge.merging import (
+from bayesmerge.influence import influence
+from bayesmerge.merging import merge, remove
+from bayesmerge.mismatch import mismatch
+from bayesmerge.preview import joint_training, preview
+from bayesmerge.removal import leave_out
+from bayesmerge.result import Preview
+from bayesmerge.schemes import (
     average,
     fisher_average,
     gradient_matching,
     hessian_weighted,
-    merge,
-    remove,
     task_arithmetic,
+    task_removal,
 )
-from bayesmerge.preview import joint_training, preview
-from bayesmerge.result import Preview
 
 __all__ = [
     "Beta",
@@ -42,15 +46,20 @@ __all__ = [
     "Target",
     "average",
     "curvature",
+    "expand",
     "find_mode",
     "fisher_average",
     "gradient_matching",
     "hessian_weighted",
+    "influence",
     "joint_training",
     "laplace",
+    "leave_out",
     "merge",
+    "mismatch",
     "preview",
     "remove",
     "simplex_grid",
     "task_arithmetic",
+    "task_removal",
 ]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from bayesmerge.families.base import over_batch, sum_leaves, tree_dot
+from bayesmerge.families.base import over_batch, sum_leaves
 from bayesmerge.families.checks import require_finite
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian, excess_ratio, require_positive
@@ -73,8 +73,8 @@ class DiagonalGaussian(AbstractGaussian):
     def multiply(self, theta: PyTree) -> PyTree:
         return jax.tree.map(jnp.multiply, self.precision, theta)
 
-    def squared_length(self, gradient: PyTree) -> Float[Array, ""]:
-        return tree_dot(gradient, self._solve(self.precision, gradient))
+    def solve(self, vector: PyTree) -> PyTree:
+        return self._solve(self.precision, vector)
 
     @over_batch
     def smallest_precision(self) -> Float[Array, "*batch"]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
-from bayesmerge.families.base import over_batch, tree_dot
+from bayesmerge.families.base import over_batch
 from bayesmerge.families.checks import all_finite, require, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
@@ -76,8 +76,8 @@ class FullGaussian(AbstractGaussian):
     def multiply(self, theta: PyTree) -> PyTree:
         return self.layout.unravel(self.precision @ self.layout.ravel(theta))
 
-    def squared_length(self, gradient: PyTree) -> Float[Array, ""]:
-        return tree_dot(gradient, self._solve(jnp.linalg.cholesky(self.precision), gradient))
+    def solve(self, vector: PyTree) -> PyTree:
+        return self._solve(jnp.linalg.cholesky(self.precision), vector)
 
     @over_batch
     def smallest_precision(self) -> Float[Array, "*batch"]:

@@ -39,8 +39,8 @@ class AbstractGaussian(AbstractExponentialFamily):
         """Λθ."""
 
     @abc.abstractmethod
-    def squared_length(self, gradient: PyTree) -> Float[Array, ""]:
-        """gᵀΛ⁻¹g, the squared length of a gradient g in units of the posterior; NaN if improper."""
+    def solve(self, vector: PyTree) -> PyTree:
+        """Λ⁻¹v, of use where Λ is known to be positive definite: nothing is checked."""
 
     @abc.abstractmethod
     def widen(self) -> "AbstractGaussian":
@@ -77,6 +77,10 @@ class AbstractGaussian(AbstractExponentialFamily):
     @property
     def natural_parameters(self) -> PyTree:
         return self.linear, self.precision
+
+    def squared_length(self, gradient: PyTree) -> Float[Array, ""]:
+        """gᵀΛ⁻¹g, the squared length of a gradient g in units of the posterior."""
+        return tree_dot(gradient, self.solve(gradient))
 
     @over_batch
     def log_density(self, theta: PyTree) -> Float[Array, "*batch"]:

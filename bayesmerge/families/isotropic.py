@@ -74,8 +74,8 @@ class IsotropicGaussian(AbstractGaussian):
     def multiply(self, theta: PyTree) -> PyTree:
         return jax.tree.map(lambda x: self.precision.astype(x.dtype) * x, theta)
 
-    def squared_length(self, gradient: PyTree) -> Float[Array, ""]:
-        return tree_dot(gradient, self._solve(self.precision, gradient))
+    def solve(self, vector: PyTree) -> PyTree:
+        return self._solve(self.precision, vector)
 
     def smallest_precision(self) -> Float[Array, "*batch"]:
         """τ."""

@@ -1,6 +1,7 @@
 """Where posteriors come from: a target in, a posterior out."""
 
-from bayesmerge.fit.curvature import curvature
+from bayesmerge.fit.curvature import curvature, curvature_product
+from bayesmerge.fit.expand import expand
 from bayesmerge.fit.laplace import laplace
 from bayesmerge.fit.likelihood import Likelihood
 from bayesmerge.fit.optimise import ConvergenceWarning, Mode, find_mode
@@ -13,6 +14,8 @@ __all__ = [
     "Mode",
     "Target",
     "curvature",
+    "curvature_product",
+    "expand",
     "find_mode",
     "laplace",
 ]

@@ -93,6 +93,77 @@ def curvature(
     return target.accumulate(eqx.Partial(_diagonal, root), params, examples)
 
 
+def curvature_product(
+    target: AbstractTarget,
+    params: PyTree,
+    vector: PyTree,
+    kind: Kind,
+    *,
+    num_samples: int | None = None,
+    key: PRNGKeyArray | None = None,
+) -> PyTree:
+    r"""$Hv$ without H: the matrix of `curvature` times one vector.
+
+    Two passes forward and one back, or for the Hessian the derivative of a gradient, whatever P is.
+
+    - `target`, `params`, `kind`, `num_samples`, `key`: as in `curvature`.
+    - `vector`: v, a pytree shaped as θ.
+
+    **Returns** a pytree shaped as θ.
+
+    ```python
+    >>> import jax.numpy as jnp, bayesmerge as bm
+    >>> from bayesmerge.fit import curvature_product
+    >>> x, y = jnp.array([[1.0, 0.0], [1.0, 2.0]]), jnp.array([0.0, 1.0])
+    >>> target = bm.Target.supervised(lambda w, x: x @ w, "gaussian", (x, y))
+    >>> curvature_product(target, jnp.zeros(2), jnp.array([1.0, -1.0]), "ggn")
+    Array([ 0., -2.], dtype=float32)
+
+    ```
+
+    Source: Pearlmutter (1994); Schraudolph (2002) for Gauss-Newton products.
+    """
+    _require_known("kind", kind, Kind)
+    if kind == "hessian":
+        statistic: Any = eqx.Partial(_hessian_vector_product, vector)
+    else:
+        statistic = eqx.Partial(_root_vector_product, _root(kind, num_samples, key), vector)
+    return target.accumulate(statistic, params, EXAMPLES_AT_ONCE)
+
+
+def _hessian_vector_product(
+    vector: PyTree, loss: Loss, params: PyTree, batch: PyTree, index: Int[Array, ""]
+) -> PyTree:
+    gradient = jax.grad(lambda theta: jnp.sum(loss(theta, batch)))
+    return jax.jvp(gradient, (params,), (vector,))[1]
+
+
+def _root_vector_product(
+    root: "Root", vector: PyTree, loss: Loss, params: PyTree, batch: PyTree, index: Int[Array, ""]
+) -> PyTree:
+    outputs = root.outputs(loss, batch)
+    R = root.columns(loss, params, batch, index)
+    _, Jv = jax.jvp(outputs, (params,), (vector,))
+    _, pull = jax.vjp(outputs, params)
+    return pull(jnp.einsum("ncs,nds,nd->nc", R, R, Jv))[0]
+
+
+def curvature_rows(
+    target: AbstractTarget,
+    params: PyTree,
+    kind: Kind,
+    *,
+    num_samples: int | None = None,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, "S N P"]:
+    """(J_iᵀR_i)ᵀ for every example i and column of R: all rows A with AᵀA the curvature, for data
+    that are one batch."""
+    root = _root(kind, num_samples, key)
+    loss, batch = target.first_batch()
+    R = root.columns(loss, params, batch, jnp.asarray(0))
+    return _rows(root, loss, params, batch, R)
+
+
 def _require_known(name: str, value: str, known: Any) -> None:
     if value not in get_args(known):
         raise ValueError(f"{name} is {value!r}, and it must be one of {get_args(known)}.")
@@ -205,15 +276,10 @@ def _full(
     backward pass with the p-th columns of all B_iJ_i for cotangents."""
     layout = Layout.of(params)
     R = root.columns(loss, params, batch, index)
-
-    def rows(cotangents: Float[Array, "N C S"]) -> Float[Array, "S N P"]:
-        gradients = lambda r: _gradients(root, loss, params, batch, r)  # noqa: E731
-        return jax.vmap(jax.vmap(layout.ravel))(jax.lax.map(gradients, _last_first(cotangents)))
-
     if R.shape[-1] <= FEW_ROWS:
-        A = rows(R).reshape(-1, layout.size)
+        A = _rows(root, loss, params, batch, R).reshape(-1, layout.size)
         return A.T @ A
-    BJ = rows(jnp.einsum("ncs,nds->ncd", R, R))
+    BJ = _rows(root, loss, params, batch, jnp.einsum("ncs,nds->ncd", R, R))
     _, pull = jax.vjp(root.outputs(loss, batch), params)
     row = lambda cotangents: layout.ravel(pull(cotangents)[0])  # noqa: E731
     return jax.lax.map(row, jnp.transpose(BJ, (2, 1, 0)), batch_size=COLUMNS_AT_ONCE)
@@ -229,6 +295,14 @@ def _diagonal(
         return jax.tree.map(lambda g: jnp.sum(g**2, axis=0), gradients)
 
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.lax.map(squared, _last_first(R)))
+
+
+def _rows(
+    root: Root, loss: Loss, params: PyTree, batch: PyTree, cotangents: Float[Array, "N C S"]
+) -> Float[Array, "S N P"]:
+    layout = Layout.of(params)
+    gradients = lambda r: _gradients(root, loss, params, batch, r)  # noqa: E731
+    return jax.vmap(jax.vmap(layout.ravel))(jax.lax.map(gradients, _last_first(cotangents)))
 
 
 def _gradients(

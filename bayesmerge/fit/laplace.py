@@ -9,12 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import require, require_finite
-from bayesmerge.families.diagonal import DiagonalGaussian
-from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
-from bayesmerge.families.isotropic import IsotropicGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.curvature import Kind, Structure, curvature
+from bayesmerge.fit.expand import quadratic
 from bayesmerge.fit.optimise import (
     ConvergenceWarning,
     Method,
@@ -98,7 +96,7 @@ def laplace(
         found = search(target, prior, start, method, max_steps)
     else:
         found = _trained(target, prior, params)
-    fit = _expand if target.is_streamed else _expand_compiled
+    fit = _posterior_at if target.is_streamed else _posterior_at_compiled
     posterior, likelihood, proper, distance = fit(
         target, prior, found, kind, structure, num_samples, key, block_size
     )
@@ -141,7 +139,7 @@ def _trained(target: AbstractTarget, prior: AbstractGaussian | None, params: PyT
     return Mode(params, loss, gradient, jnp.array(0), jnp.array(True))
 
 
-def _expand(
+def _posterior_at(
     target: AbstractTarget,
     prior: AbstractGaussian | None,
     mode: Mode,
@@ -156,26 +154,14 @@ def _expand(
     H = curvature(
         target, theta, kind, structure, num_samples=num_samples, key=key, block_size=block_size
     )
-    flat = _FAMILIES[structure](linear=theta, precision=H, layout=layout)
-    likelihood = _with_linear(flat, flat.multiply(theta))
-    posterior = likelihood
-    if prior is not None:
-        minus_gradient = prior.multiply(jax.tree.map(jnp.subtract, theta, prior.mode()))
-        linear = jax.tree.map(jnp.add, likelihood.linear, minus_gradient)
-        likelihood = _with_linear(flat, linear)
+    if prior is None:
+        posterior = likelihood = quadratic(theta, jax.tree.map(jnp.zeros_like, theta), H, structure)
+    else:
+        gradient = prior.multiply(jax.tree.map(jnp.subtract, prior.mode(), theta))
+        likelihood = quadratic(theta, gradient, H, structure)
         posterior = likelihood * prior
     distance = jnp.sqrt(posterior.squared_length(mode.gradient) / layout.size)
     return posterior, likelihood, posterior.is_proper(), distance
 
 
-_expand_compiled = eqx.filter_jit(_expand)
-
-_FAMILIES: dict[str, Any] = {
-    "full": FullGaussian,
-    "diagonal": DiagonalGaussian,
-    "isotropic": IsotropicGaussian,
-}
-
-
-def _with_linear(q: Any, linear: PyTree) -> Any:
-    return eqx.tree_at(lambda q: q.linear, q, linear)
+_posterior_at_compiled = eqx.filter_jit(_posterior_at)

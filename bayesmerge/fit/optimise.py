@@ -29,7 +29,7 @@ Method = Literal["lbfgs", "newton"]
 State = TypeVar("State")
 
 HISTORY = 20
-NEWTON_STEPS = 30
+NEWTON_STEPS = 100
 HALVINGS = 12
 
 

@@ -1,0 +1,99 @@
+"""The loss near a point as a Gaussian factor: the surrogate ℓ̂ of GM-9 and FP-8."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
+
+from bayesmerge.families.checks import require_finite
+from bayesmerge.families.diagonal import DiagonalGaussian
+from bayesmerge.families.full import FullGaussian
+from bayesmerge.families.isotropic import IsotropicGaussian
+from bayesmerge.families.layout import Layout, as_arrays
+from bayesmerge.fit.curvature import Kind, Structure, curvature
+from bayesmerge.fit.target import AbstractTarget
+
+FAMILIES: dict[str, Any] = {
+    "full": FullGaussian,
+    "diagonal": DiagonalGaussian,
+    "isotropic": IsotropicGaussian,
+}
+
+
+def expand(
+    target: AbstractTarget,
+    params: PyTree,
+    *,
+    structure: Structure = "full",
+    curvature: Kind | None = None,
+    num_samples: int | None = None,
+    key: PRNGKeyArray | None = None,
+    block_size: int | None = None,
+) -> Any:
+    r"""The loss around any point as a factor, $e^{-\hat\ell(\theta)}$ with
+    $\hat\ell(\theta) = \ell(\bar\theta) + \nabla\ell(\bar\theta)^\top(\theta-\bar\theta)
+    + \tfrac12\|\theta-\bar\theta\|^2_{H}$.
+
+    Where `laplace` looks for the mode first, `expand` stays where it is told. So
+
+    - `prior * expand(target, θ)` has its mode one Newton step from θ towards that of the target;
+    - `remove(q, expand(part, q.mode()))` removes data by the gradient alone (Koh & Liang 2017);
+    - `merge([prior * expand(target, merged) for target in targets], weights, prior)` expands every
+      task again at a merged model, and repeated converges to joint training (GMA §1.5).
+
+    - `target`: ℓ.
+    - `params`: θ̄, any point.
+    - `structure`, `curvature`: of H, as in `laplace`.
+    - `num_samples`, `key`, `block_size`: as in `bayesmerge.curvature`.
+
+    **Returns** a Gaussian factor **without** a prior, with precision H and linear term
+    Hθ̄ − ∇ℓ(θ̄). It is improper where the data leave θ undetermined, or H is indefinite.
+
+    **Raises** `ValueError` for parameters that are not finite or a loss that is not per example.
+
+    ```python
+    >>> import jax.numpy as jnp, bayesmerge as bm
+    >>> target = bm.Target(lambda theta, y: jnp.cosh(theta - y), jnp.array([0.0, 1.0]))
+    >>> theta = jnp.array(3.0)
+    >>> for _ in range(6):
+    ...     theta = bm.expand(target, theta).mode()
+    >>> theta.round(4)
+    Array(0.5, dtype=float32)
+
+    ```
+
+    Source: GM equation 9; FP equations 4 and 8.
+    """
+    params = require_finite(as_arrays(params, "params")[0], "params")
+    target.check(params)
+    kind: Kind = curvature or ("ggn" if target.has_model else "hessian")
+    look = _expand if target.is_streamed else _expand_compiled
+    return look(target, params, kind, structure, num_samples, key, block_size)
+
+
+def _expand(
+    target: AbstractTarget,
+    params: PyTree,
+    kind: Kind,
+    structure: Structure,
+    num_samples: int | None,
+    key: PRNGKeyArray | None,
+    block_size: int | None,
+) -> Any:
+    H = curvature(
+        target, params, kind, structure, num_samples=num_samples, key=key, block_size=block_size
+    )
+    _, gradient = target.value_and_gradient(params)
+    return quadratic(params, gradient, H, structure)
+
+
+_expand_compiled = eqx.filter_jit(_expand)
+
+
+def quadratic(at: PyTree, gradient: PyTree, H: Any, structure: Structure) -> Any:
+    """exp(−gᵀ(θ − θ̄) − ½‖θ − θ̄‖²_H), of the family that `structure` names."""
+    q = FAMILIES[structure](linear=at, precision=H, layout=Layout.of(at))
+    linear = jax.tree.map(jnp.subtract, q.multiply(at), gradient)
+    return eqx.tree_at(lambda q: q.linear, q, linear)
