@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_solve
+from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import all_finite, is_concrete, require, require_finite
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
@@ -33,6 +35,7 @@ Solver: TypeAlias = Literal["cholesky", "cg"]
 
 ENTRIES_AT_ONCE = 2**24
 GROUPS_AT_ONCE = 8
+TINY = 1e-37
 
 
 def leave_out(
@@ -95,7 +98,7 @@ def leave_out(
         left, residual = _conjugate_gradients(
             target, prior, params, groups, kind, method, weight, max_steps
         )
-        tell(_warn_if_short, (residual,), dtype=jnp.result_type(*jax.tree.leaves(params)))
+        tell(_warn_if_short, (residual,), tolerance=_cg_tolerance(Layout.of(params)))
         enough = all_finite(left) & jnp.ones(len(groups), bool)
     elif rows is None and kind != "hessian":
         left, enough, _ = every_row(target, prior, params, kind, method, weight)
@@ -260,43 +263,34 @@ def _conjugate_gradients(
     max_steps: int,
 ) -> tuple[PyTree, Float[Array, " G"]]:
     """θ_0 + H̄_∖S⁻¹∇ℓ_S from products with H̄_∖S, and the relative residuals left."""
-    import lineax as lx
-
-    layout = Layout.of(params)
+    tolerance = _cg_tolerance(Layout.of(params))
 
     def one(rows: Int[Array, " n"]) -> tuple[PyTree, Float[Array, ""]]:
         part = _subset(target, rows)
-        gradient = weight * layout.ravel(part.value_and_gradient(params)[1])
+        gradient = jax.tree.map(lambda g: weight * g, part.value_and_gradient(params)[1])
 
-        def product(vector: Float[Array, " P"]) -> Float[Array, " P"]:
-            v = layout.unravel(vector)
-            terms = [(1.0, curvature_product(target, params, v, kind))]
+        def product(vector: PyTree) -> PyTree:
+            left = curvature_product(target, params, vector, kind)
             if method == "newton":
-                terms.append((-weight, curvature_product(part, params, v, kind)))
-            if prior is not None:
-                terms.append((1.0, prior.multiply(v)))
-            return sum((c * layout.ravel(x) for c, x in terms), jnp.zeros_like(vector))
+                gone = curvature_product(part, params, vector, kind)
+                left = jax.tree.map(lambda x, y: x - weight * y, left, gone)
+            return left if prior is None else jax.tree.map(jnp.add, left, prior.multiply(vector))
 
-        operator = lx.FunctionLinearOperator(
-            product, jax.eval_shape(lambda: gradient), lx.positive_semidefinite_tag
-        )
-        tolerance = _cg_tolerance(gradient.dtype)
-        solver = lx.CG(rtol=tolerance, atol=0.0, max_steps=max_steps)
-        step = lx.linear_solve(operator, gradient, solver, throw=False).value
-        short = jnp.linalg.norm(gradient - product(step))
-        length = jnp.linalg.norm(gradient)
-        return _added(params, layout, step), jnp.where(length > 0, short / length, 0.0)
+        step, _ = cg(product, gradient, tol=tolerance, maxiter=max_steps)
+        short = jax.tree.map(jnp.subtract, gradient, product(step))
+        squared = tree_dot(short, short) / jnp.maximum(tree_dot(gradient, gradient), TINY)
+        return jax.tree.map(jnp.add, params, step), jnp.sqrt(squared)
 
     return jax.lax.map(one, groups, batch_size=GROUPS_AT_ONCE)
 
 
-def _cg_tolerance(dtype: Any) -> float:
-    return float(jnp.finfo(dtype).eps) ** 0.75
+def _cg_tolerance(layout: Layout) -> float:
+    return float(jnp.finfo(jnp.result_type(*layout.dtypes)).eps) ** 0.75
 
 
-def _warn_if_short(residual: Any, dtype: Any) -> None:
+def _warn_if_short(residual: Any, tolerance: float) -> None:
     worst = float(np.max(residual))
-    if not worst <= 100 * _cg_tolerance(dtype):
+    if not worst <= 100 * tolerance:
         warnings.warn(
             f"conjugate gradients left a relative residual of {worst:.2g}. Allow more `max_steps`, "
             "use a stronger prior, scale the inputs, or use solver='cholesky'.",
