@@ -1,13 +1,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types docs benchmarks lock clean
+.PHONY: demo test lint types docs ledger tutorials benchmarks lock clean
 
 demo: .venv/demo.stamp
 	$(BIN)/bayesmerge demo
 
 test: lint types docs
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist loadgroup
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check
@@ -18,6 +18,12 @@ types: .venv/dev.stamp
 
 docs: .venv/dev.stamp
 	$(BIN)/sphinx-build --quiet --fail-on-warning --nitpicky --fresh-env docs docs/_build
+
+ledger: .venv/dev.stamp
+	cd tests && ../$(BIN)/python -m ledger.page
+
+tutorials: .venv/dev.stamp
+	cd tutorials && ../$(BIN)/jupytext --to ipynb --execute *.py
 
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --extra demo --generate-hashes \

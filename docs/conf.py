@@ -1,17 +1,19 @@
-"""Sphinx: Markdown pages, and docstrings in the same dialect."""
+"""Sphinx: Markdown pages, executed notebooks, and docstrings in the same dialect."""
 
 import importlib.metadata
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 from docutils.nodes import SkipNode
-from docutils.utils.math.latex2mathml import tex2mathml
+from latex2mathml.converter import convert
 
 project = "bayesmerge"
 author = copyright = "The bayesmerge authors"
 version = release = importlib.metadata.version("bayesmerge")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.doctest"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.doctest"]
 html_math_renderer = "mathml"
 myst_enable_extensions = ["dollarmath", "attrs_inline"]
 html_theme = "furo"
@@ -21,6 +23,16 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_class_signature = "separated"
 exclude_patterns = ["_build"]
+nb_execution_mode = "off"
+nb_merge_streams = True
+
+
+def copy_tutorials(app: Any, config: Any) -> None:
+    """The executed notebooks, as they are."""
+    here = Path(app.srcdir)
+    (here / "tutorials").mkdir(exist_ok=True)
+    for notebook in (here.parent / "tutorials").glob("*.ipynb"):
+        shutil.copy(notebook, here / "tutorials")
 
 
 def as_rest(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -38,17 +50,23 @@ def as_rest(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
     lines[:] = text.split("\n")
 
 
-def inline_math(translator: Any, node: Any) -> None:
+def mathml(formula: str, display: str) -> str:
     """Formulas as MathML, which browsers draw themselves: pages need no network."""
-    translator.body.append(tex2mathml(node.astext()))
+    formula = formula.replace(r"\arg", r"\operatorname{arg}").replace(r"\setminus", r"\backslash")
+    return convert(formula, display=display)
+
+
+def inline_math(translator: Any, node: Any) -> None:
+    translator.body.append(mathml(node.astext(), "inline"))
     raise SkipNode
 
 
 def display_math(translator: Any, node: Any) -> None:
-    translator.body.append(f"<p>{tex2mathml(node.astext(), as_block=True)}</p>")
+    translator.body.append(f'<p class="math">{mathml(node.astext(), "block")}</p>')
     raise SkipNode
 
 
 def setup(app: Any) -> None:
+    app.connect("config-inited", copy_tutorials)
     app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
     app.connect("autodoc-process-docstring", as_rest)

@@ -6,7 +6,7 @@ Data in arrays: optimistix, inside one compiled program. Data in minibatches: sc
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
@@ -27,9 +27,10 @@ Method = Literal["lbfgs", "newton"]
 """`newton` adds to L-BFGS what a P×P factorisation can: the mode to machine precision."""
 
 State = TypeVar("State")
+NewtonState: TypeAlias = tuple[PyTree, PyTree, Array, Array, Array]
 
 HISTORY = 20
-NEWTON_STEPS = 100
+NEWTON_STEPS = 30
 HALVINGS = 12
 
 
@@ -218,10 +219,9 @@ class Objective(eqx.Module):
         offset = jax.tree.map(jnp.subtract, theta, self.centre)
         return loss + 0.5 * tree_dot(offset, self.prior.multiply(offset))
 
-    def precision(self, theta: PyTree) -> Float[Array, "P P"]:
-        """H + H_0, with the GGN for H where it exists: it has no descent to miss."""
+    def precision(self, theta: PyTree, kind: Kind) -> Float[Array, "P P"]:
+        """H + H_0."""
         layout = Layout.of(theta)
-        kind: Kind = "ggn" if self.target.has_model else "hessian"
         likelihood = FullGaussian(
             linear=theta, precision=curvature(self.target, theta, kind), layout=layout
         )
@@ -239,8 +239,11 @@ def _find_mode(
     lbfgs = _scipy_lbfgs if target.is_streamed else _lbfgs
     params, steps, converged = lbfgs(objective, start, max_steps)
     if method == "newton":
-        params, newton_steps, converged = _newton(objective, params)
-        steps = steps + newton_steps
+        kinds: tuple[Kind, ...] = ("ggn", "hessian") if target.has_model else ("hessian",)
+        converged = jnp.array(False)
+        for kind in kinds:
+            params, taken, converged = _newton(objective, kind, params, converged)
+            steps = steps + taken
     value, gradient = objective.value_and_gradient(params)
     return Mode(params, value, gradient, steps, converged)
 
@@ -284,16 +287,19 @@ def _scipy_lbfgs(objective: Objective, start: PyTree, max_steps: int) -> tuple[P
     return layout.unravel(jnp.asarray(found.x, dtype)), jnp.asarray(found.nit), converged
 
 
-def _newton(objective: Objective, start: PyTree) -> tuple[PyTree, Any, Any]:
+def _newton(
+    objective: Objective, kind: Kind, start: PyTree, converged: Bool[Array, ""]
+) -> tuple[PyTree, Any, Any]:
     """θ ← θ − s(H + H_0)⁻¹∇, s halved until ‖∇‖ falls in the metric (H + H_0)⁻¹: a criterion that
-    rounding errors of the loss do not disturb."""
+    rounding errors of the loss do not disturb. The GGN is never indefinite, but for a network its
+    steps converge linearly; exact Hessians finish what it leaves."""
     layout = Layout.of(start)
     repeat = _python_while if objective.target.is_streamed else jax.lax.while_loop
     floor = layout.size * (10 * _epsilon(start) ** 0.75) ** 2
 
-    def step(state: tuple[PyTree, PyTree, Array, Array]) -> tuple[PyTree, PyTree, Array, Array]:
-        theta, gradient, steps, _ = state
-        factor = (jnp.linalg.cholesky(objective.precision(theta)), True)
+    def step(state: NewtonState) -> NewtonState:
+        theta, gradient, steps, _, _ = state
+        factor = (jnp.linalg.cholesky(objective.precision(theta, kind)), True)
         direction = layout.unravel(cho_solve(factor, layout.ravel(gradient)))
         level = tree_dot(gradient, direction)
 
@@ -310,16 +316,18 @@ def _newton(objective: Objective, start: PyTree) -> tuple[PyTree, Any, Any]:
         _, moved, new_gradient, new_level = tried
         better = new_level < level
         keep = lambda new, old: jax.tree.map(lambda x, y: jnp.where(better, x, y), new, old)  # noqa: E731
-        done = ~better | (new_level <= floor)
-        return keep(moved, theta), keep(new_gradient, gradient), steps + better, done
+        converged = jnp.isfinite(level) & (~better | (new_level <= floor))
+        stuck = ~better & ~converged
+        return keep(moved, theta), keep(new_gradient, gradient), steps + better, converged, stuck
 
-    def unfinished(state: tuple[PyTree, PyTree, Array, Array]) -> Array:
-        return ~state[3] & (state[2] < NEWTON_STEPS)
+    def unfinished(state: NewtonState) -> Array:
+        _, _, steps, converged, stuck = state
+        return ~converged & ~stuck & (steps < NEWTON_STEPS)
 
     _, gradient = objective.value_and_gradient(start)
-    state = (start, gradient, jnp.array(0), jnp.array(False))
-    theta, _, steps, done = repeat(unfinished, step, state)
-    return theta, steps, done
+    state = (start, gradient, jnp.array(0), converged, jnp.array(False))
+    theta, _, steps, converged, _ = repeat(unfinished, step, state)
+    return theta, steps, converged
 
 
 def _python_while(
