@@ -215,8 +215,7 @@ def _every_group(
         step = cho_solve((factor, True), gradient)
         return _added(params, layout, step), jnp.min(pivots) > _negligible(precision)
 
-    at_once = max(1, ENTRIES_AT_ONCE // precision.size)
-    return jax.lax.map(one, groups, batch_size=at_once)
+    return jax.lax.map(one, groups)
 
 
 @eqx.filter_jit

@@ -424,3 +424,63 @@ def test_previews_that_do_not_measure_the_same():
         seen.compare(bm.Preview(values, weights, ("b", "a")))
     with pytest.raises(ValueError, match="counts higher as better"):
         seen.compare(bm.Preview(values, weights, ("a", "b"), higher_is_better=False))
+
+
+def two_rows():
+    x, y = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([1.0, 2.0])
+    return bm.Target.supervised(lambda w, x: x @ w, "gaussian", (x, y))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([5], "rows holds 5, and there are 2 rows"),
+        ([-3], "rows holds -3"),
+        ([0, 0], "rows holds 0 twice"),
+        ([], r"shape \(0,\)"),
+        ([0.5], "must be indices"),
+        (np.ones(3, bool), r"a mask of 2 rows has shape \(2,\)"),
+        (np.zeros(2, bool), r"shape \(0,\)"),
+        ([0], "leave the parameters undetermined"),
+    ],
+)
+def test_rows_that_cannot_be_left_out(rows, message):
+    with pytest.raises(ValueError, match=message):
+        bm.leave_out(two_rows(), rows, params=jnp.array([1.0, 2.0]))
+
+
+def test_leaving_out_what_determines_a_parameter_is_an_error_either_way():
+    """Leverage 1: the classical formulas divide by zero."""
+    for options in ({}, {"curvature": "hessian"}):
+        with pytest.raises(ValueError, match="undetermined"):
+            bm.leave_out(two_rows(), params=jnp.array([1.0, 2.0]), **options)
+    with pytest.raises(ValueError, match="undetermined"):
+        bm.influence(two_rows(), params=jnp.array([1.0, 2.0]))
+
+
+def test_leave_out_needs_rows_and_a_mode():
+    batches = bm.Target(squared, [(jnp.ones(2),)])
+    with pytest.raises(TypeError, match=r"remove\(posterior, expand"):
+        bm.leave_out(batches, [0], params=jnp.array(1.0))
+    with pytest.raises(ValueError, match="pass `start`, or a prior"):
+        bm.leave_out(two_rows(), [0])
+    with pytest.raises(ValueError, match="params must be finite"):
+        bm.leave_out(two_rows(), [0], params=jnp.array([1.0, np.nan]))
+
+
+def test_influence_says_what_it_lacks():
+    x = jnp.array([[1.0], [2.0]])
+    target = bm.Target.supervised(lambda w, x: x @ w, "gaussian", (x, jnp.array([1.0, 2.0])))
+    with pytest.raises(ValueError, match="no degree of freedom"):
+        bm.influence(target, params=jnp.array([1.0]))
+    with pytest.raises(ValueError, match="curvature='ggn'"):
+        bm.influence(target, params=jnp.array([1.0]), curvature="hessian")
+
+
+def test_conjugate_gradients_that_stop_short_warn():
+    rng = np.random.default_rng(0)
+    x, y = jnp.asarray(rng.normal(size=(50, 20))), jnp.asarray(rng.normal(size=50))
+    target = bm.Target.supervised(lambda w, x: x @ w, "gaussian", (x, y))
+    mode = jnp.linalg.lstsq(x, y)[0]
+    with pytest.warns(bm.ConvergenceWarning, match="relative residual"):
+        bm.leave_out(target, [0], params=mode, solver="cg", max_steps=3)
