@@ -138,14 +138,19 @@ class AbstractExponentialFamily(AbstractPosterior):
             self.layout.require_same(layout, "the posterior and theta (use jax.vmap for many θ)")
         return jax.tree.map(jnp.asarray, theta)
 
-    def _require_proper(self, tree: T, what: str, detail: Callable[[], str] = str) -> T:
+    def _require_proper(self, tree: T, what: str, detail: Callable[[], str] | None = None) -> T:
         """`tree`, or an error that this posterior is improper and so has no `what`."""
         message = (
             f"this {type(self).__name__} is improper and has no {what}. A quotient of posteriors, "
             "or negative weights, can take away more than there is: multiply by a prior, or use "
             "smaller weights."
         )
-        return require(tree, jnp.all(self.is_proper()), message, detail)
+
+        def natural() -> str:
+            smallest = min(jnp.min(leaf).item() for leaf in jax.tree.leaves(self))
+            return f"Its smallest natural parameter is {smallest:.6g}."
+
+        return require(tree, jnp.all(self.is_proper()), message, detail or natural)
 
 
 def over_batch(method: Method) -> Method:

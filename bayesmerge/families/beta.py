@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
-from bayesmerge.families.checks import require
+from bayesmerge.families.checks import plain, require
 from bayesmerge.families.conjugate import (
     AbstractConjugateFamily,
     all_above,
@@ -123,7 +123,7 @@ class Beta(AbstractConjugateFamily):
             "this Beta has no mode inside (0, 1): a concentration below 1 puts the maximum on the "
             "boundary, and a = b = 1 is flat. Use mean(), mode('logit'), or add pseudo-counts."
         )
-        q = require(self, interior, message, lambda: f"(a, b) = {self.concentrations}.")
+        q = require(self, interior, message, lambda: f"(a, b) = {plain(self.concentrations)}.")
         return jax.tree.map(lambda s, n: jnp.maximum(s, 0) / n, q.successes, total)
 
     @over_batch

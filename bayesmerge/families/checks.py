@@ -50,6 +50,11 @@ def require(
     return tree
 
 
+def plain(tree: PyTree) -> PyTree:
+    """`tree` with Python numbers for arrays, as they are shown in messages."""
+    return jax.tree.map(lambda x: np.round(np.asarray(x, float), 6).tolist(), tree)
+
+
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(finite)) if finite else jnp.array(True)

@@ -7,7 +7,7 @@ from jax.scipy.special import digamma
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
-from bayesmerge.families.checks import require
+from bayesmerge.families.checks import plain, require
 from bayesmerge.families.conjugate import (
     AbstractConjugateFamily,
     all_above,
@@ -116,7 +116,9 @@ class Dirichlet(AbstractConjugateFamily):
             "this Dirichlet has no mode inside the simplex: a concentration below 1 puts the "
             "maximum on the boundary, and all equal to 1 is flat. Use mean(), or add pseudo-counts."
         )
-        q = require(self, interior, message, lambda: f"Concentrations {self.concentrations}.")
+        q = require(
+            self, interior, message, lambda: f"Concentrations {plain(self.concentrations)}."
+        )
         return jax.tree.map(lambda c, n: jnp.maximum(c, 0) / n, q.counts, total)
 
     @over_batch

@@ -9,7 +9,7 @@ from jax.scipy.special import gammaln
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
-from bayesmerge.families.checks import require
+from bayesmerge.families.checks import plain, require
 from bayesmerge.families.conjugate import (
     AbstractConjugateFamily,
     all_above,
@@ -118,7 +118,9 @@ class Gamma(AbstractConjugateFamily):
             "this Gamma has no mode inside (0, ∞): a shape below 1 puts the maximum on the "
             "boundary, and a rate must be positive. Use mean(), or add pseudo-counts."
         )
-        q = require(self, interior, message, lambda: f"Shape {self.shape}, rate {self.rate}.")
+        q = require(
+            self, interior, message, lambda: f"Shape {plain(self.shape)}, rate {plain(self.rate)}."
+        )
         return jax.tree.map(lambda s, r: jnp.maximum(s, 0) / r, q.events, q.rate)
 
     @over_batch
