@@ -4,6 +4,8 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import sympy
 
@@ -73,6 +75,12 @@ def equal(what: str, problem: str, actual, expected, within: float = 1e-10, scal
     size = np.linalg.norm(expected) if scale is None else np.linalg.norm(scale)
     error = np.linalg.norm(actual - expected) / size
     return Check(what, problem, float(error), 0.0, within, f"≤ {within:.0e}")
+
+
+def stationary(what: str, problem: str, objective: Callable, at, scale=None) -> Check:
+    """The gradient of `objective` by automatic differentiation, relative to `at` or to `scale`."""
+    gradient = np.asarray(jax.grad(objective)(jnp.asarray(at)))
+    return equal(what, problem, gradient, 0 * gradient, scale=at if scale is None else scale)
 
 
 def differs(what: str, problem: str, printed, right, by: float = 0.01) -> Check:

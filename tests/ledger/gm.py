@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bayesmerge as bm
-from ledger.book import between, differs, equal, equation, order
+from ledger.book import between, differs, equal, equation, order, stationary
 from ledger.problems import (
     ALL,
     NONLINEAR,
@@ -13,7 +13,6 @@ from ledger.problems import (
     data,
     fine_tuned,
     from_scratch,
-    gradient_of,
     half_square,
     target,
 )
@@ -33,13 +32,7 @@ def gm_1():
         for t, loss in enumerate(s.losses):
             objective = lambda x, loss=loss: loss.total(x) + 0.5 * x @ x  # noqa: E731
             theta = s.thetas[t]
-            yield equal(
-                f"gradient at θ_{t + 1}",
-                s.title,
-                gradient_of(objective, theta),
-                0 * theta,
-                scale=theta,
-            )
+            yield stationary(f"gradient at θ_{t + 1}", s.title, objective, theta)
             rises = [
                 objective(theta + 1e-3 * rng.normal(size=theta.size)) - objective(theta)
                 for _ in range(20)
@@ -60,13 +53,7 @@ def gm_2():
         objective = lambda x, s=s: (  # noqa: E731
             s.alpha[0] * s.losses[0].total(x) + s.alpha[1] * s.losses[1].total(x) + 0.5 * x @ x
         )
-        yield equal(
-            "gradient at θ_1+2",
-            s.title,
-            gradient_of(objective, s.joint),
-            0 * s.joint,
-            scale=s.joint,
-        )
+        yield stationary("gradient at θ_1+2", s.title, objective, s.joint)
 
 
 @equation(
@@ -147,13 +134,7 @@ def gm_5():
     for problem in ALL:
         theta, loss, _ = base_model(problem)
         objective = lambda x, loss=loss: loss.total(x) + 0.25 * x @ x  # noqa: E731
-        yield equal(
-            "gradient at θ_0, δ = ½",
-            TITLES[problem],
-            gradient_of(objective, theta),
-            0 * theta,
-            scale=theta,
-        )
+        yield stationary("gradient at θ_0, δ = ½", TITLES[problem], objective, theta)
 
 
 @equation(
@@ -169,13 +150,7 @@ def gm_6():
                 loss.total(x) + half_square(x - s.base, s.H0)
             )
             pull = s.H0 @ (s.thetas[t] - s.base)
-            yield equal(
-                f"gradient at θ_{t + 1}",
-                s.title,
-                gradient_of(objective, s.thetas[t]),
-                0 * pull,
-                scale=pull,
-            )
+            yield stationary(f"gradient at θ_{t + 1}", s.title, objective, s.thetas[t], pull)
 
 
 @equation(
@@ -192,9 +167,7 @@ def gm_7():
             + half_square(x - s.base, s.H0)
         )
         pull = s.H0 @ (s.joint - s.base)
-        yield equal(
-            "gradient at θ_1:T", s.title, gradient_of(objective, s.joint), 0 * pull, scale=pull
-        )
+        yield stationary("gradient at θ_1:T", s.title, objective, s.joint, pull)
 
 
 def task_arithmetic(s):

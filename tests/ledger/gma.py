@@ -7,7 +7,7 @@ import numpy as np
 import sympy as sp
 
 import bayesmerge as bm
-from ledger.book import between, equal, equation, order, symbolic
+from ledger.book import between, equal, equation, order, stationary, symbolic
 from ledger.gm import solve, task_arithmetic
 from ledger.problems import (
     ALL,
@@ -16,7 +16,6 @@ from ledger.problems import (
     base_model,
     data,
     fine_tuned,
-    gradient_of,
     half_square,
     minimise,
     target,
@@ -185,7 +184,7 @@ def gma_7():
     for problem in ALL:
         r = removal(problem)
         loss = lambda x, r=r: r.kept.total(x) + r.gone.total(x) + 0.25 * x @ x  # noqa: E731
-        yield equal("gradient at θ_0", r.title, gradient_of(loss, r.base), 0 * r.base, scale=r.base)
+        yield stationary("gradient at θ_0", r.title, loss, r.base)
 
 
 @equation(
@@ -198,13 +197,7 @@ def gma_8():
     for problem in ALL:
         r = removal(problem)
         loss = lambda x, r=r: r.kept.total(x) + 0.25 * x @ x  # noqa: E731
-        yield equal(
-            "gradient at θ_∖t",
-            r.title,
-            gradient_of(loss, r.without),
-            0 * r.without,
-            scale=r.without,
-        )
+        yield stationary("gradient at θ_∖t", r.title, loss, r.without)
 
 
 @equation(
@@ -363,13 +356,7 @@ def gma_15():
     found = np.asarray(minimise(loss, prior))
     title = "diabetes, 60 of 294 rows"
     objective = lambda x: loss.total(x) + half_square(x - base, H0)  # noqa: E731
-    yield equal(
-        "gradient at θ_t",
-        title,
-        gradient_of(objective, found),
-        0 * found,
-        scale=H0 @ (found - base),
-    )
+    yield stationary("gradient at θ_t", title, objective, found, H0 @ (found - base))
     Ht = X[gone].T @ X[gone]
     yield equal("closed form", title, found, solve(H0 + Ht, H0 @ base + X[gone].T @ y[gone]))
 
@@ -552,19 +539,10 @@ def gma_20():
             return log_p0 + s.alpha[0] * ratios[0] + s.alpha[1] * ratios[1]
 
         pull = s.H0 @ (s.joint - s.base)
-        yield equal(
-            "left: gradient at θ_1:T",
-            s.title,
-            gradient_of(log_product, s.joint),
-            0 * pull,
-            scale=pull,
-        )
-        merged = np.asarray(bm.merge(s.posteriors, s.alpha, s.prior).mode())
+        yield stationary("left: gradient at θ_1:T", s.title, log_product, s.joint, pull)
         q = bm.merge(s.posteriors, s.alpha, s.prior)
-        score = gradient_of(lambda x, q=q: q.log_density(x), merged)
-        yield equal(
-            "right: gradient at GM-10", s.title, score, 0 * score, scale=np.asarray(q.linear)
-        )
+        merged = q.mode()
+        yield stationary("right: gradient at GM-10", s.title, q.log_density, merged, q.linear)
 
 
 @equation("GMA-21", r"\nabla\ell_t(\theta) \approx \nabla\ell_t(\theta_t) + H_t(\theta - \theta_t)")
