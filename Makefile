@@ -17,7 +17,7 @@ types: .venv/dev.stamp
 	$(BIN)/mypy
 
 docs: .venv/dev.stamp
-	$(BIN)/sphinx-build --quiet --fail-on-warning --nitpicky --fresh-env docs docs/_build
+	$(BIN)/sphinx-build --quiet --fail-on-warning --nitpicky --fresh-env docs docs/_build/html
 
 ledger: .venv/dev.stamp
 	cd tests && ../$(BIN)/python -m ledger.page

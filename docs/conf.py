@@ -18,6 +18,10 @@ html_math_renderer = "mathml"
 myst_enable_extensions = ["dollarmath", "attrs_inline"]
 html_theme = "furo"
 html_title = "bayesmerge"
+html_theme_options = {
+    "light_css_variables": {"code-font-size": "72%"},
+    "dark_css_variables": {"code-font-size": "72%"},
+}
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -262,3 +262,18 @@ def test_joint_targets_share_the_prior_of_their_tasks(cancer):
     joint = bm.find_mode(bm.JointTarget(tasks, [0.5, 0.5]))
     alone = bm.find_mode(tasks[0])
     np.testing.assert_allclose(joint.params, alone.params, atol=1e-5)
+
+
+def test_a_network_is_searched_to_rounding_error():
+    """Gauss-Newton steps alone converge linearly here, and stop at gradients of 1e-10."""
+    x, y = load_iris(return_X_y=True)
+    x = jnp.asarray((x - x.mean(0)) / x.std(0))
+    rng = np.random.default_rng(1)
+    start = [jnp.asarray(rng.normal(size=shape)) for shape in ((4, 5), (5, 3))]
+    target = bm.Target.supervised(
+        lambda w, x: jnp.tanh(x @ w[0]) @ w[1], "categorical", (x, jnp.asarray(y))
+    )
+    prior = bm.IsotropicGaussian.from_mean_precision([jnp.zeros((4, 5)), jnp.zeros((5, 3))], 1.0)
+    mode = bm.find_mode(target, prior, start=start, method="newton")
+    assert mode.converged
+    assert mode.gradient_norm < 1e-12
