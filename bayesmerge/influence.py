@@ -11,8 +11,15 @@ from bayesmerge.families.base import tree_dot
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
 from bayesmerge.fit.curvature import Kind
+from bayesmerge.fit.optimise import tell
 from bayesmerge.fit.target import Target
-from bayesmerge.removal import every_row, posterior_at, prepared, require_determined
+from bayesmerge.removal import (
+    every_row,
+    posterior_at,
+    prepared,
+    require_determined,
+    warn_if_far,
+)
 
 
 class Influence(NamedTuple):
@@ -54,6 +61,8 @@ def influence(
 
     **Returns** an `Influence`.
 
+    **Warns** where `params` are not the mode, as `leave_out`.
+
     **Raises** `ValueError` where a row alone determines a parameter (leverage 1), or N ≤ P + 1
     leaves nothing to estimate φ from.
 
@@ -70,9 +79,16 @@ def influence(
     """
     kind, prior, params = prepared(target, prior, params, curvature, "cholesky")
     if kind == "hessian":
-        raise ValueError("leverages need a curvature with a root: use curvature='ggn'.")
-    left, enough, leverage = every_row(target, prior, params, kind, "newton", 1.0)
-    left = require_determined(left, enough)
+        raise ValueError(
+            "leverages need a curvature with a root: make the target by `Target.supervised` for "
+            "the GGN, or use curvature='squared_gradients'."
+        )
+    if dispersion is not None and not 0 < dispersion < np.inf:
+        raise ValueError(f"dispersion is {dispersion}, and a variance is positive and finite.")
+    one = jnp.ones((), jnp.result_type(*jax.tree.leaves(params)))
+    left, enough, distance, leverage = every_row(target, prior, params, kind, "newton", one)
+    tell(warn_if_far, (distance,))
+    left = require_determined(left, enough, kind)
     dfbeta = jax.tree.map(lambda x, y: x[None] - y, params, left)
     q = posterior_at(target, prior, params, kind)
     overall, without = _dispersions(target, prior, params, leverage, dispersion)

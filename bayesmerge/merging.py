@@ -78,12 +78,12 @@ def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
     return merged
 
 
-def remove(posterior: Q, part: AbstractExponentialFamily, weight: float = 1.0) -> Q:
+def remove(posterior: Q, part: Any, weight: float = 1.0) -> Q:
     """The posterior without the data of `part`: posterior / part^weight.
 
     - `posterior`: p(θ | all data).
-    - `part`: the likelihood factor of the data to remove, **without** the prior
-      (`laplace(…, include_prior=False)`, or q_t / p_0).
+    - `part`: the likelihood factor of the data to remove, **without** the prior:
+      `expand(part, posterior.mode())`, `laplace(…, include_prior=False)`, or q_t / p_0.
     - `weight`: how much of it to remove; 1 removes all.
 
     **Returns** the quotient; improper, and an error when asked for its mode, if more is taken away
@@ -98,8 +98,15 @@ def remove(posterior: Q, part: AbstractExponentialFamily, weight: float = 1.0) -
 
     ```
 
-    Source: GMA equation 13 as a quotient of posteriors.
+    **Raises** `TypeError` where `part` is not a factor.
+
+    Source: GMA equations 13 and 14 as quotients of posteriors.
     """
+    if not isinstance(part, AbstractExponentialFamily):
+        raise TypeError(
+            f"part is a {type(part).__name__}, and it must be a likelihood factor, such as "
+            "`expand(target, posterior.mode())` of a target that holds the data to remove."
+        )
     return posterior / part**weight
 
 

@@ -22,6 +22,7 @@ from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import require, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import as_arrays
+from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.target import AbstractTarget
 from bayesmerge.merging import merge
 from bayesmerge.tasks import as_weights, matched, named
@@ -60,13 +61,17 @@ class Mismatch(eqx.Module):
     def predicted_change(self, test: AbstractTarget) -> Float[Array, ""]:
         r"""$\nabla\ell_\text{Test}(\bar\theta)^\top(\theta^* - \bar\theta)$, about the test loss of
         θ* less that of θ̄; its error is O(‖θ* − θ̄‖²). From GM §3 (unnumbered)."""
-        _, gradient = test.value_and_gradient(self.merged)
-        return tree_dot(gradient, self.error)
+        return tree_dot(self._test_gradient(test), self.error)
 
     def predicted_change_by_task(self, test: AbstractTarget) -> dict[str, Float[Array, ""]]:
         """The same for every task's contribution alone: which task's mismatch costs test loss."""
-        _, gradient = test.value_and_gradient(self.merged)
+        gradient = self._test_gradient(test)
         return {name: tree_dot(gradient, c) for name, c in self.contributions.items()}
+
+    def _test_gradient(self, test: AbstractTarget) -> PyTree:
+        require_kinds(test, None)
+        test.check(self.merged)
+        return test.value_and_gradient(self.merged)[1]
 
 
 def mismatch(
@@ -136,6 +141,7 @@ def mismatch(
         stationarity = prior.multiply(_subtract(solution, prior.mode()))
     for name, loss, q, weight in zip(names, functions, factors, alpha, strict=True):
         true = _gradient(loss, solution, prior, name)
+        true = require_finite(true, f"the gradient of losses['{name}'] at the solution")
         gradients[name] = _subtract(true, _gradient(q, solution, prior, name))
         contributions[name] = _scale(product.solve(gradients[name]), -weight)
         stationarity = jax.tree.map(jnp.add, stationarity, _scale(true, weight))
@@ -152,6 +158,11 @@ def mismatch(
 def _as_posterior(q: Any, prior: AbstractGaussian | None, name: str) -> AbstractGaussian:
     """q_t itself, or N(θ_t, H_0⁻¹) for parameters θ_t."""
     if isinstance(q, AbstractGaussian):
+        if q.batch_shape:
+            raise ValueError(
+                f"posteriors['{name}'] is a batch of shape {q.batch_shape}, and the mismatch is "
+                "that of one merge of single posteriors."
+            )
         return q
     if prior is None:
         raise ValueError(

@@ -18,16 +18,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_solve
 from jax.scipy.sparse.linalg import cg
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from bayesmerge.families.base import tree_dot
-from bayesmerge.families.checks import all_finite, is_concrete, require, require_finite
+from bayesmerge.families.checks import is_concrete, require, require_finite
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.curvature import Kind, curvature_product, curvature_rows
 from bayesmerge.fit.curvature import curvature as curvature_of
-from bayesmerge.fit.optimise import ConvergenceWarning, Method, require_kinds, search, tell
+from bayesmerge.fit.optimise import (
+    ConvergenceWarning,
+    Method,
+    Objective,
+    require_kinds,
+    search,
+    tell,
+)
 from bayesmerge.fit.target import Target, num_examples
 
 Without: TypeAlias = Literal["newton", "influence"]
@@ -36,6 +42,8 @@ Solver: TypeAlias = Literal["cholesky", "cg"]
 ENTRIES_AT_ONCE = 2**24
 GROUPS_AT_ONCE = 8
 TINY = 1e-37
+NEGLIGIBLE = 0.01
+"""Distance from the mode, in posterior standard deviations, that goes without saying."""
 
 
 def leave_out(
@@ -47,7 +55,7 @@ def leave_out(
     curvature: Kind | None = None,
     method: Without = "newton",
     solver: Solver = "cholesky",
-    weight: float = 1.0,
+    weight: ArrayLike = 1.0,
     max_steps: int = 1000,
 ) -> PyTree:
     r"""The parameters without some of the data,
@@ -65,15 +73,17 @@ def leave_out(
       influence function of Koh & Liang.
     - `solver`: `"cholesky"` of a P×P matrix, or `"cg"`, conjugate gradients on products with H̄
       that never form it, where P×P does not fit.
-    - `weight`: how much of each row to remove; 1 removes all.
+    - `weight`: how much of each row to remove; 1 removes all, −1 counts them twice.
     - `max_steps`: of conjugate gradients.
 
     **Returns** θ̂_∖S, a pytree shaped as θ, with a leading axis G for G groups.
 
-    **Warns** where conjugate gradients stopped short.
+    **Warns** where `params` are further than 0.01 posterior standard deviations from the mode: the
+    formula holds at the mode only. Where conjugate gradients stopped short.
 
     **Raises** `ValueError` for rows that are out of range or twice in a group, and for groups
-    without which the remaining data leave θ undetermined.
+    without which the remaining data leave θ undetermined. Conjugate gradients raise it where they
+    meet negative curvature; in a singular direction they stay where they are.
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
@@ -88,29 +98,38 @@ def leave_out(
 
     ```
 
-    Source: GMA equation 14 (Cook 1977) and the unnumbered equation after 16 (Koh & Liang 2017).
+    Source: GMA equation 14 (Cook 1977) and the unnumbered equation after 16; Koh & Liang (2017) for
+    `method="influence"`.
     """
     _require_one_of("method", method, Without)
     _require_one_of("solver", solver, Solver)
     kind, prior, params = prepared(target, prior, params, curvature, solver)
     groups, is_one = _groups(rows, num_examples(target.data))
+    part = _as_weight(weight, params)
     if solver == "cg":
-        left, residual = _conjugate_gradients(
-            target, prior, params, groups, kind, method, weight, max_steps
+        left, enough, distance, residual = _conjugate_gradients(
+            target, prior, params, groups, kind, method, part, max_steps
         )
         tell(_warn_if_short, (residual,), tolerance=_cg_tolerance(Layout.of(params)))
-        enough = all_finite(left) & jnp.ones(len(groups), bool)
     elif rows is None and kind != "hessian":
-        left, enough, _ = every_row(target, prior, params, kind, method, weight)
+        left, enough, distance, _ = every_row(target, prior, params, kind, method, part)
     else:
-        left, enough = _every_group(target, prior, params, groups, kind, method, weight)
-    left = require_determined(left, enough)
+        left, enough, distance = _every_group(target, prior, params, groups, kind, method, part)
+    tell(warn_if_far, (distance,))
+    left = require_determined(left, enough, kind)
     return jax.tree.map(lambda x: x[0], left) if is_one else left
 
 
 def _require_one_of(name: str, value: Any, known: Any) -> None:
     if value not in get_args(known):
         raise ValueError(f"{name} is {value!r}, and it must be one of {get_args(known)}.")
+
+
+def _as_weight(weight: Any, params: PyTree) -> Float[Array, ""]:
+    value = jnp.asarray(weight, jnp.result_type(*jax.tree.leaves(params)))
+    if value.ndim:
+        raise ValueError(f"weight has shape {value.shape}, and it is one number for all rows.")
+    return require_finite(value, "weight")
 
 
 def prepared(
@@ -128,7 +147,14 @@ def prepared(
             "`remove(posterior, expand(part, posterior.mode()))`."
         )
     prior = target.prior if prior is None else prior
+    if prior is not None and prior.batch_shape:
+        raise ValueError(f"prior is a batch of shape {prior.batch_shape}, and there is one fit.")
     kind: Kind = curvature or ("ggn" if target.has_model else "hessian")
+    if params is None and prior is None:
+        raise ValueError(
+            "without a prior there is nothing to start a search from: pass `params`, trained on "
+            "all data, e.g. `find_mode(target, start=…, method='newton').params`, or a prior."
+        )
     if params is None:
         method: Method = "newton" if solver == "cholesky" else "lbfgs"
         return kind, prior, search(target, prior, None, method, 2000).params
@@ -146,7 +172,14 @@ def _groups(rows: Any, count: int) -> tuple[Int[Array, "G n"], bool]:
         return jnp.arange(count)[:, None], False
     if not is_concrete(rows):
         raise TypeError("rows must be known when a program is compiled: they are checked.")
-    given = np.asarray(rows)
+    try:
+        given = np.asarray(rows)
+    except ValueError as error:
+        raise ValueError(
+            "rows are groups of different sizes: make one call for each size."
+        ) from error
+    if given.size == 0 or (given.dtype == bool and not given.any()):
+        raise ValueError(f"rows, of shape {given.shape}, names no row: there is nothing to remove.")
     if given.dtype == bool:
         if given.shape != (count,):
             raise ValueError(
@@ -154,11 +187,12 @@ def _groups(rows: Any, count: int) -> tuple[Int[Array, "G n"], bool]:
                 f"({count},). For several groups give their indices, shape (G, n)."
             )
         given = np.flatnonzero(given)
-    if given.dtype.kind not in "iu" or given.ndim not in (1, 2) or given.size == 0:
+    if given.dtype.kind not in "iu" or given.ndim not in (1, 2):
         raise ValueError(
             f"rows has dtype {given.dtype} and shape {given.shape}, and it must be indices (n,) or "
-            "(G, n), at least one, or a mask (N,). Groups of different sizes: one call for each."
+            "(G, n), or a mask (N,)."
         )
+    given = given.astype(np.int64)
     if given.min() < -count or given.max() >= count:
         worst = given.max() if given.max() >= count else given.min()
         raise ValueError(f"rows holds {worst}, and there are {count} rows, from 0 to {count - 1}.")
@@ -190,6 +224,28 @@ def _added(params: PyTree, layout: Layout, step: Float[Array, " P"]) -> PyTree:
     return jax.tree.map(jnp.add, params, layout.unravel(step))
 
 
+class _Factor(eqx.Module):
+    """A Cholesky factor of H̄ = H + H_0, whether it is one, and how far θ_0 is from the mode."""
+
+    precision: Float[Array, "P P"]
+    lower: Float[Array, "P P"]
+    distance: Float[Array, ""]
+
+    def __init__(self, target: Target, prior: AbstractGaussian | None, params: PyTree, kind: Kind):
+        layout = Layout.of(params)
+        self.precision = posterior_at(target, prior, params, kind).precision
+        self.lower = jnp.linalg.cholesky(self.precision)
+        gradient = layout.ravel(Objective(target, prior).value_and_gradient(params)[1])
+        self.distance = jnp.sqrt(gradient @ self.solve(gradient) / layout.size)
+
+    def solve(self, sides: Float[Array, "P ..."]) -> Float[Array, "P ..."]:
+        return cho_solve((self.lower, True), sides)
+
+    def determines(self, lower: Float[Array, "P P"]) -> Bool[Array, ""]:
+        """Whether the pivots of another factor stand out from rounding errors of H̄."""
+        return jnp.min(jnp.diag(lower) ** 2 / jnp.diag(self.precision)) > _rounding(self.precision)
+
+
 @eqx.filter_jit
 def _every_group(
     target: Target,
@@ -198,24 +254,22 @@ def _every_group(
     groups: Int[Array, "G n"],
     kind: Kind,
     method: Without,
-    weight: float,
-) -> tuple[PyTree, Bool[Array, " G"]]:
-    """θ_0 + (H̄ − H_S)⁻¹∇ℓ_S, a P×P factorisation for each group."""
-    layout = Layout.of(params)
-    precision = posterior_at(target, prior, params, kind).precision
+    weight: Float[Array, ""],
+) -> tuple[PyTree, Bool[Array, " G"], Float[Array, ""]]:
+    """θ_0 + (H̄ − H_S)⁻¹∇ℓ_S, a P×P factorisation for each group; and what `_Factor` knows."""
+    layout, whole = Layout.of(params), _Factor(target, prior, params, kind)
 
     def one(rows: Int[Array, " n"]) -> tuple[PyTree, Bool[Array, ""]]:
         part = _subset(target, rows)
         gradient = weight * layout.ravel(part.value_and_gradient(params)[1])
-        left = precision
-        if method == "newton":
-            left = precision - weight * curvature_of(part, params, kind)
-        factor = jnp.linalg.cholesky(left)
-        pivots = jnp.diag(factor) ** 2 / jnp.diag(precision)
-        step = cho_solve((factor, True), gradient)
-        return _added(params, layout, step), jnp.min(pivots) > _negligible(precision)
+        if method == "influence":
+            return _added(params, layout, whole.solve(gradient)), whole.determines(whole.lower)
+        lower = jnp.linalg.cholesky(whole.precision - weight * curvature_of(part, params, kind))
+        step = cho_solve((lower, True), gradient)
+        return _added(params, layout, step), whole.determines(lower)
 
-    return jax.lax.map(one, groups)
+    left, enough = jax.lax.map(one, groups)
+    return left, enough, whole.distance
 
 
 @eqx.filter_jit
@@ -225,29 +279,33 @@ def every_row(
     params: PyTree,
     kind: Kind,
     method: Without,
-    weight: float,
-) -> tuple[PyTree, Bool[Array, " N"], Float[Array, " N"]]:
-    """θ_0 + (H̄ − A_iᵀA_i)⁻¹g_i by Woodbury's identity, and leverages tr A_iH̄⁻¹A_iᵀ."""
-    layout = Layout.of(params)
-    precision = posterior_at(target, prior, params, kind).precision
-    factor = (jnp.linalg.cholesky(precision), True)
+    weight: Float[Array, ""],
+) -> tuple[PyTree, Bool[Array, " N"], Float[Array, ""], Float[Array, " N"]]:
+    """θ_0 + (H̄ − αA_iᵀA_i)⁻¹αg_i by Woodbury's identity, and leverages tr A_iH̄⁻¹A_iᵀ."""
+    layout, whole = Layout.of(params), _Factor(target, prior, params, kind)
 
     def one(row: Int[Array, ""]) -> tuple[PyTree, Bool[Array, ""], Float[Array, ""]]:
         part = _subset(target, row[None])
         gradient = weight * layout.ravel(part.value_and_gradient(params)[1])
-        A = jnp.sqrt(weight) * curvature_rows(part, params, kind)[:, 0]
-        solved = cho_solve(factor, jnp.concatenate([gradient[:, None], A.T], axis=1))
+        A = curvature_rows(part, params, kind)[:, 0]
+        solved = whole.solve(jnp.concatenate([gradient[:, None], A.T], axis=1))
         step, spread = solved[:, 0], solved[:, 1:]
-        leverage = A @ spread
-        inner = jnp.linalg.cholesky(jnp.eye(len(A), dtype=A.dtype) - leverage)
+        leverage, enough = A @ spread, whole.determines(whole.lower)
         if method == "newton":
-            step = step + spread @ cho_solve((inner, True), A @ step)
-        enough = jnp.min(jnp.diag(inner) ** 2) > _negligible(precision)
-        return _added(params, layout, step), enough, jnp.trace(leverage) / weight
+            inner = jnp.linalg.cholesky(jnp.eye(len(A), dtype=A.dtype) - weight * leverage)
+            step = step + weight * spread @ cho_solve((inner, True), A @ step)
+            enough = enough & (jnp.min(jnp.diag(inner) ** 2) > _rounding(whole.precision))
+        return _added(params, layout, step), enough, jnp.trace(leverage)
 
-    at_once = max(1, ENTRIES_AT_ONCE // precision.size)
+    _, example = target.first_batch()
+    outputs = jax.eval_shape(target.loss, params, example).size
+    if target.has_model:
+        outputs = jax.eval_shape(target.loss.model, params, example[0]).size  # type: ignore[attr-defined]
     count = num_examples(target.data)
-    return jax.lax.map(one, jnp.arange(count), batch_size=max(at_once, GROUPS_AT_ONCE))
+    entries = layout.size**2 + 4 * (outputs // count) ** 2
+    rows_at_once = max(1, ENTRIES_AT_ONCE // entries)
+    left, enough, leverage = jax.lax.map(one, jnp.arange(count), batch_size=rows_at_once)
+    return left, enough, whole.distance, leverage
 
 
 @eqx.filter_jit
@@ -258,33 +316,54 @@ def _conjugate_gradients(
     groups: Int[Array, "G n"],
     kind: Kind,
     method: Without,
-    weight: float,
+    weight: Float[Array, ""],
     max_steps: int,
-) -> tuple[PyTree, Float[Array, " G"]]:
-    """θ_0 + H̄_∖S⁻¹∇ℓ_S from products with H̄_∖S, and the relative residuals left."""
-    tolerance = _cg_tolerance(Layout.of(params))
+) -> tuple[PyTree, Bool[Array, " G"], Float[Array, ""], Float[Array, " G"]]:
+    """θ_0 + H̄_∖S⁻¹∇ℓ_S from products with H̄_∖S, whether they met no negative curvature, how far
+    θ_0 is from the mode, and the relative residuals left."""
+    layout = Layout.of(params)
+    tolerance = _cg_tolerance(layout)
 
-    def one(rows: Int[Array, " n"]) -> tuple[PyTree, Float[Array, ""]]:
+    def whole(vector: Float[Array, " P"]) -> Float[Array, " P"]:
+        v = layout.unravel(vector)
+        product = layout.ravel(curvature_product(target, params, v, kind))
+        return product if prior is None else product + layout.ravel(prior.multiply(v))
+
+    def one(rows: Int[Array, " n"]) -> tuple[PyTree, Bool[Array, ""], Float[Array, ""]]:
         part = _subset(target, rows)
-        gradient = jax.tree.map(lambda g: weight * g, part.value_and_gradient(params)[1])
+        gradient = weight * layout.ravel(part.value_and_gradient(params)[1])
 
-        def product(vector: PyTree) -> PyTree:
-            left = curvature_product(target, params, vector, kind)
-            if method == "newton":
-                gone = curvature_product(part, params, vector, kind)
-                left = jax.tree.map(lambda x, y: x - weight * y, left, gone)
-            return left if prior is None else jax.tree.map(jnp.add, left, prior.multiply(vector))
+        def remaining(vector: Float[Array, " P"]) -> Float[Array, " P"]:
+            if method == "influence":
+                return whole(vector)
+            gone = curvature_product(part, params, layout.unravel(vector), kind)
+            return whole(vector) - weight * layout.ravel(gone)
 
-        step, _ = cg(product, gradient, tol=tolerance, maxiter=max_steps)
-        short = jax.tree.map(jnp.subtract, gradient, product(step))
-        squared = tree_dot(short, short) / jnp.maximum(tree_dot(gradient, gradient), TINY)
-        return jax.tree.map(jnp.add, params, step), jnp.sqrt(squared)
+        step, _ = cg(remaining, gradient, tol=tolerance, maxiter=max_steps)
+        length = jnp.maximum(jnp.linalg.norm(gradient), TINY)
+        residual = jnp.linalg.norm(gradient - remaining(step)) / length
+        upwards = jnp.all(jnp.isfinite(step)) & (gradient @ step >= 0)
+        return _added(params, layout, step), upwards, residual
 
-    return jax.lax.map(one, groups, batch_size=GROUPS_AT_ONCE)
+    gradient = layout.ravel(Objective(target, prior).value_and_gradient(params)[1])
+    away, _ = cg(whole, gradient, tol=0.1, maxiter=max_steps)
+    left, upwards, residual = jax.lax.map(one, groups, batch_size=GROUPS_AT_ONCE)
+    return left, upwards, jnp.sqrt(jnp.abs(gradient @ away) / layout.size), residual
+
+
+def warn_if_far(distance: Any) -> None:
+    if not distance <= NEGLIGIBLE:
+        warnings.warn(
+            f"params are {float(distance):.2g} posterior standard deviations (root mean square) "
+            "from the mode, and removal is computed as if they were the mode. Train to a minimum "
+            "of the summed loss plus prior, e.g. by `find_mode(…, start=params, method='newton')`.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
 
 
 def _cg_tolerance(layout: Layout) -> float:
-    return float(jnp.finfo(jnp.result_type(*layout.dtypes)).eps) ** 0.75
+    return max(float(jnp.finfo(dtype).eps) for dtype in layout.dtypes) ** 0.75
 
 
 def _warn_if_short(residual: Any, tolerance: float) -> None:
@@ -298,19 +377,20 @@ def _warn_if_short(residual: Any, tolerance: float) -> None:
         )
 
 
-def _negligible(precision: Float[Array, "P P"]) -> float:
-    return 10 * len(precision) * float(jnp.finfo(precision.dtype).eps)
+def _rounding(precision: Float[Array, "P P"]) -> float:
+    return 20 * len(precision) ** 0.5 * float(jnp.finfo(precision.dtype).eps)
 
 
-def require_determined(left: PyTree, enough: Bool[Array, " G"]) -> PyTree:
+def require_determined(left: PyTree, enough: Bool[Array, " G"], kind: Kind) -> PyTree:
+    remedy = ", or curvature='ggn', which is never indefinite" if kind == "hessian" else ""
     message = (
         "without these rows the rest of the data and the prior leave the parameters undetermined "
-        "(the remaining precision is not positive definite). Remove fewer rows, use a prior or a "
-        "stronger one, or curvature='ggn', which is never indefinite."
+        "(the remaining precision is not positive definite). Remove fewer rows, leave parameters "
+        f"out, or use a prior or a stronger one{remedy}."
     )
 
     def which() -> str:
         bad = np.flatnonzero(~np.asarray(enough))
-        return f"So it is for {len(bad)} groups, the first being group {bad[0]}."
+        return f"So it is for {len(bad)} of {len(enough)} groups, the first being group {bad[0]}."
 
     return require(left, jnp.all(enough), message, which)

@@ -201,3 +201,57 @@ def test_float32_removal_stays_close():
     condition = np.linalg.cond(x[44:]) ** 2
     assert without.dtype == jnp.float32
     assert error(without, fit(x[44:], y[44:])) < condition * np.finfo(np.float32).eps
+
+
+def test_more_parameters_than_rows_in_float32():
+    """1 − h is 1/‖x‖² here: small, and determined by the prior all the same."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(100, 1000)), rng.normal(size=100)
+    prior = bm.IsotropicGaussian.from_mean_precision(jnp.zeros(1000, jnp.float32), 1.0)
+    dual = np.linalg.solve(x @ x.T + np.eye(100), y)
+    single = (jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32))
+    target = bm.Target.supervised(linear, "gaussian", single)
+    base = x.T @ dual
+    left = bm.leave_out(target, None, prior, params=jnp.asarray(base, jnp.float32))
+    rest = x[1:].T @ np.linalg.solve(x[1:] @ x[1:].T + np.eye(99), y[1:])
+    assert np.linalg.norm(left[0] - rest) < 1e-3 * np.linalg.norm(rest - base)
+
+
+def test_the_influence_function_needs_no_remaining_data():
+    """A row of leverage 1 has an influence, though nothing determines its parameter without it."""
+    rng = np.random.default_rng(0)
+    x, y = np.column_stack([rng.normal(size=(20, 3)), np.eye(20)[0]]), rng.normal(size=20)
+    base = jnp.asarray(fit(x, y))
+    every = bm.leave_out(least_squares(x, y), params=base, method="influence")
+    alone = bm.leave_out(least_squares(x, y), [[0], [7]], params=base, method="influence")
+    np.testing.assert_allclose(every[np.array([0, 7])], alone, atol=1e-12)
+    with pytest.raises(ValueError, match="undetermined"):
+        bm.leave_out(least_squares(x, y), params=base)
+
+
+def test_a_negative_weight_counts_rows_twice():
+    x, y = regression("stackloss")
+    base = jnp.asarray(fit(x, y))
+    twice = fit(np.vstack([x, x[4:5]]), np.append(y, y[4]))
+    target = least_squares(x, y)
+    assert error(bm.leave_out(target, [4], params=base, weight=-1.0), twice) < 1e-10
+    assert error(bm.leave_out(target, params=base, weight=-1.0)[4], twice) < 1e-10
+
+
+def test_rows_of_a_narrow_dtype_and_leaves_of_two():
+    x, y = load_diabetes(return_X_y=True)
+    target = least_squares(x, y)
+    base = jnp.asarray(fit(x, y))
+    found = bm.leave_out(target, np.array([1, 2], "uint8"), params=base)
+    np.testing.assert_allclose(found, bm.leave_out(target, [1, 2], params=base))
+
+    def split(w, x):
+        return x[:, :4] @ w[0].astype(float) + x[:, 4:] @ w[1]
+
+    halves = [base[:4].astype(jnp.float32), base[4:]]
+    prior = bm.IsotropicGaussian.from_mean_precision(halves, 1e-3)
+    two = bm.Target.supervised(split, "gaussian", target.data)
+    mode = bm.find_mode(two, prior, method="newton").params
+    by = {s: bm.leave_out(two, [3], prior, params=mode, solver=s) for s in ("cholesky", "cg")}
+    for a, b in zip(by["cholesky"], by["cg"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)

@@ -111,6 +111,8 @@ def curvature_product(
 
     **Returns** a pytree shaped as θ.
 
+    **Raises** `ValueError` for a vector that is not shaped as θ, and as `curvature`.
+
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
     >>> from bayesmerge.fit import curvature_product
@@ -124,6 +126,7 @@ def curvature_product(
     Source: Pearlmutter (1994); Schraudolph (2002) for Gauss-Newton products.
     """
     _require_known("kind", kind, Kind)
+    Layout.of(params).require_same(Layout.of(vector, "vector"), "params and vector")
     if kind == "hessian":
         statistic: Any = eqx.Partial(_hessian_vector_product, vector)
     else:

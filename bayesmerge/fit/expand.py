@@ -13,6 +13,7 @@ from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.isotropic import IsotropicGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.curvature import Kind, Structure, curvature
+from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.target import AbstractTarget
 
 FAMILIES: dict[str, Any] = {
@@ -51,7 +52,7 @@ def expand(
     **Returns** a Gaussian factor **without** a prior, with precision H and linear term
     Hθ̄ − ∇ℓ(θ̄). It is improper where the data leave θ undetermined, or H is indefinite.
 
-    **Raises** `ValueError` for parameters that are not finite or a loss that is not per example.
+    **Raises** `ValueError` for a loss that is not per example, or not finite at `params`.
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
@@ -66,11 +67,13 @@ def expand(
 
     Source: GM equation 9; FP equations 4 and 8.
     """
+    require_kinds(target, None)
     params = require_finite(as_arrays(params, "params")[0], "params")
     target.check(params)
     kind: Kind = curvature or ("ggn" if target.has_model else "hessian")
     look = _expand if target.is_streamed else _expand_compiled
-    return look(target, params, kind, structure, num_samples, key, block_size)
+    factor = look(target, params, kind, structure, num_samples, key, block_size)
+    return require_finite(factor, "the gradient and curvature of the loss at params")
 
 
 def _expand(

@@ -101,12 +101,16 @@ def _is_class(labels: Any, num_outputs: int) -> bool:
     return bool(is_index and labels.min() >= 0 and labels.max() < num_outputs)
 
 
+def _is_one_each(labels: Any, num_outputs: int) -> bool:
+    return math.prod(labels.shape[1:]) == num_outputs
+
+
 def _is_binary(labels: Any, num_outputs: int) -> bool:
-    return bool(np.isin(labels, (0, 1)).all())
+    return _is_one_each(labels, num_outputs) and bool(np.isin(labels, (0, 1)).all())
 
 
 def _is_count(labels: Any, num_outputs: int) -> bool:
-    return bool((labels >= 0).all())
+    return _is_one_each(labels, num_outputs) and bool((labels >= 0).all())
 
 
 categorical = Likelihood(
@@ -125,11 +129,18 @@ bernoulli = Likelihood(
     _bernoulli_root,
     _bernoulli_sample,
     canonical=True,
-    labels=("0 or 1", _is_binary),
+    labels=("0 or 1, one for each output", _is_binary),
 )
 """Logistic: f is a logit, y is 0 or 1."""
 
-gaussian = Likelihood("gaussian", _gaussian_loss, _gaussian_root, _gaussian_sample, canonical=True)
+gaussian = Likelihood(
+    "gaussian",
+    _gaussian_loss,
+    _gaussian_root,
+    _gaussian_sample,
+    canonical=True,
+    labels=("numbers, one for each output", _is_one_each),
+)
 """Least squares: f is the mean of y, of unit noise variance (scale f and y by 1/σ for another)."""
 
 poisson = Likelihood(
@@ -138,7 +149,7 @@ poisson = Likelihood(
     _poisson_root,
     _poisson_sample,
     canonical=True,
-    labels=("counts ≥ 0", _is_count),
+    labels=("counts ≥ 0, one for each output", _is_count),
 )
 """Counts: f is the log of the rate of y."""
 
