@@ -500,7 +500,7 @@ def test_values_that_make_no_sense_for_removal():
     with pytest.raises(TypeError, match="must be a likelihood factor"):
         bm.remove(bm.laplace(target, params=jnp.ones(2)), target)
     with pytest.raises(TypeError, match="must be a `Target`"):
-        bm.expand(3, jnp.ones(2))
+        bm.expand.__wrapped__(3, jnp.ones(2))
 
 
 @pytest.mark.parametrize("solver", ["cholesky", "cg"])

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 from ledger import BOOK
-from ledger.page import PAGES, pages, without_numbers
+from ledger.page import PAGES, pages, unmet, without_numbers
 
 EXPECTED = {
     *(f"GM-{i}" for i in range(1, 11)),
@@ -39,4 +39,12 @@ def test_equation(id):
 def test_the_pages_are_what_the_tests_would_write():
     for name, text in pages({id: checks_of(id) for id in BOOK}).items():
         written = (PAGES / name).read_text()
+        assert not unmet(written), name
         assert without_numbers(written) == without_numbers(text), f"run `make ledger` for {name}"
+
+
+def test_a_page_that_says_holds_of_a_wrong_number_is_found():
+    assert unmet("| x | y | 3e-9 | ≤ 1e-10 | holds |") == ["3e-9, ≤ 1e-10"]
+    assert unmet("| x | y | 1.80 | 2 ± 0.1 | holds |")
+    assert unmet("| x | y | 0.001 | > 0.01 | holds |")
+    assert not unmet("| x | y | 2.08 | 2 ± 0.1 | holds |\n| x | y | 4e-12 | ≤ 1e-10 | holds |")

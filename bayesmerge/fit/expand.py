@@ -40,7 +40,7 @@ def expand(
     Where `laplace` looks for the mode first, `expand` stays where it is told. So
 
     - `prior * expand(target, θ)` has its mode one Newton step from θ towards that of the target;
-    - `remove(q, expand(part, q.mode()))` removes data by the gradient alone (Koh & Liang 2017);
+    - `remove(q, expand(part, q.mode()))` removes data without fine-tuning on them (GMA §1.4);
     - `merge([prior * expand(target, merged) for target in targets], weights, prior)` expands every
       task again at a merged model, and repeated converges to joint training (GMA §1.5).
 

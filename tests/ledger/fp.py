@@ -148,7 +148,8 @@ def fp_4():
 )
 def fp_5():
     """The one equation. Bayes' rule for every task, p_t ∝ p_0 p(D_t|θ), and collecting p_0. The
-    logarithms of both sides differ by a constant, everywhere and for every loss."""
+    logarithms of both sides differ by a constant, everywhere and for every loss; that of `merge`
+    too, where the posteriors are exact."""
     for problem in ALL:
         s = fine_tuned(problem)
         rng = np.random.default_rng(0)
@@ -161,6 +162,10 @@ def fp_5():
         left = log_p0 - losses @ s.alpha
         right = gamma * log_p0 + (log_p0[:, None] - losses) @ s.alpha
         yield equal("log-densities up to a constant", s.title, np.diff(right), np.diff(left))
+        if problem == "least squares":
+            merged = bm.merge(s.posteriors, s.alpha, s.prior)
+            found = [merged.log_prob(jnp.asarray(at)) for at in points]
+            yield equal("`merge`", s.title, np.diff(found), np.diff(left))
     coin = [bm.Beta.from_concentrations(a, b) for a, b in ((3.0, 5.0), (7.0, 2.0))]
     prior = bm.Beta.from_concentrations(2.0, 2.0)
     merged = bm.merge(coin, [1.0, 1.0], prior)
@@ -432,7 +437,8 @@ def fp_11():
 def fp_12():
     """The mode of a product of mixtures by expectation-maximisation: FP-10 with components,
     weighted by how responsible each is. No step lowers the density, and it stops at a stationary
-    point; the best of the starts is the best point of a fine grid."""
+    point; the best of the starts is the best point of a fine grid. (Written out here; the library's
+    own products of mixtures will be checked here when they exist.)"""
     for seed in range(4):
         m = GaussianMixtures(seed)
         runs = [m.climb(start) for start in m.means.reshape(-1, 2)]
@@ -458,7 +464,8 @@ def fp_12():
 )
 def fp_algorithm_1():
     """The loop that the paper runs, for diagonal precisions and a whole grid of weightings: every
-    weighting ends where FP-12 with matrices does. (With normalised components; see misprint 10.)"""
+    weighting ends where FP-12 with matrices does. (With normalised components, see misprint 10;
+    written out here like FP-12.)"""
     m = GaussianMixtures(5, T=3, diagonal=True)
     tau = np.diagonal(m.precisions, axis1=-2, axis2=-1)
     alphas = np.asarray(bm.simplex_grid(3, 0.25))
@@ -502,6 +509,11 @@ def fp_13():
     A = (x.T * H * x)[0] / 2
     slope = sp.Matrix([sp.diff(A, xi) for xi in x])
     yield symbolic("∇A(m) = Hm, Gaussian", slope.subs(dict(zip(x, m, strict=True))) - H * m)
+
+    s = fine_tuned("logistic")
+    q = bm.merge(s.posteriors, s.alpha, s.prior)
+    t, H = (np.asarray(leaf) for leaf in q.natural_parameters)
+    yield equal("∇A = t(λ)", "Gaussian", H @ np.asarray(q.mode()), t)
 
     alpha = [0.8, 0.7]
     coins = [bm.Beta.from_concentrations(3.0, 5.0), bm.Beta.from_concentrations(7.0, 2.0)]
@@ -576,6 +588,16 @@ def fp_14():
         np.einsum("t,tij,tj->i", single.alpha, single.precisions[:, 0], single.means[:, 0]),
     )
     yield equal("K = 1: one step", "Gaussians in the plane", single.step(start), closed)
+    gaussians = [
+        bm.FullGaussian.from_mean_precision(jnp.asarray(mean), jnp.asarray(H))
+        for mean, H in zip(single.means[:, 0], single.precisions[:, 0], strict=True)
+    ]
+    yield equal(
+        "K = 1: `merge`",
+        "Gaussians in the plane",
+        bm.merge(gaussians, single.alpha).mode(),
+        single.climb(start)[0],
+    )
 
     m, ends = BetaMixtures(), []
     for p in (0.1, 0.4, 0.7, 0.9):

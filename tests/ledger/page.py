@@ -65,10 +65,11 @@ def overview(results: dict[str, list[Check]]) -> str:
         "by the tests (`make ledger`), and a test fails when they are not what it would write.",
         "The losses: least squares on diabetes, logistic regression on breast cancer, and a tanh "
         "network on iris, each a third of the data for the base model and a third for each of two "
-        "tasks, trained to a gradient at rounding error. An *error* is relative, ‖left − "
-        "right‖/‖right‖; an *order* is the exponent with which an approximation improves when the "
-        "distance is halved, with the required one beside it. What is printed wrongly must fail by "
-        "a large margin.",
+        "tasks, trained to a gradient at rounding error. An *error* is ‖left − right‖/‖right‖, or "
+        "where the right side is zero relative to what is in balance there, as the row's code "
+        "says; an *order* is the exponent with which an approximation improves when the distance "
+        "is halved, with the required one beside it. What is printed wrongly must fail by a large "
+        "margin.",
         f"{len(results)} ids, {sum(map(len, results.values()))} checks.",
     ]
     for chapter, title in CHAPTERS.items():
@@ -97,8 +98,30 @@ def pages(results: dict[str, list[Check]]) -> dict[str, str]:
 
 def without_numbers(text: str) -> str:
     """What must not change from machine to machine: all but measured digits."""
-    text = re.sub(r"\| -?[0-9][0-9.e+-]* \|", "| · |", text)
-    return re.sub(r"(error|order) -?[0-9][0-9.e+-]*", r"\1 ·", text)
+    digits = r"-?[0-9][0-9.e+-]*"
+    text = re.sub(rf"\| {digits} \|", "| · |", text)
+    return re.sub(rf"(error|order) {digits}", r"\1 ·", text)
+
+
+def unmet(text: str) -> list[str]:
+    """Rows of a page that say `holds` of a number that does not."""
+    rows = re.findall(r"\| (-?[0-9][0-9.e+-]*) \| ([^|]+) \| holds \|", text)
+    return [
+        f"{measured}, {required}"
+        for measured, required in rows
+        if not is_met(float(measured), required)
+    ]
+
+
+def is_met(measured: float, required: str) -> bool:
+    first, _, rest = required.partition(" ")
+    if first == "≤":
+        return measured <= float(rest)
+    if first in ("<", ">"):
+        return (measured < float(rest)) == (first == "<")
+    if rest.startswith("±"):
+        return abs(measured - float(first)) <= float(rest[2:]) + 0.005
+    return measured == float(first)
 
 
 def main() -> None:
