@@ -350,8 +350,8 @@ print(f"one batched call {one_call:.1f} s, 569 fits {many_fits:.1f} s, with comp
 # All use the exact Hessian. For the network it need not be positive definite without the rows. Then
 # the quotient is improper and bayesmerge refuses to name its mode. The generalised Gauss-Newton
 # matrix is always positive definite, so for the network we try it too. We remove groups of 1 to 285
-# rows, half of the data: ten random groups of each size, and the rows with the largest $\|\bar
-# H^{-1}g_i\|^2_{\bar H}$, which is Cook's distance by the influence function. The error is
+# rows, half of the data: ten random groups of each size, and the rows with the largest
+# $\|\bar H^{-1}g_i\|^2_{\bar H}$, which is Cook's distance by the influence function. The error is
 # $\|\hat\theta_{\setminus t} - \theta_{\setminus t}\| / \|\theta_0 - \theta_{\setminus t}\|$. At 1
 # one could as well have done nothing.
 
@@ -572,6 +572,7 @@ for way, values in fading.items():
     ax.annotate(label, where, (9, up), textcoords="offset points", va="center")
 ax.set(xscale="log", yscale="log", xlabel="fraction of 57 rows removed", xlim=(1.1, 0.0006))
 ax.set(ylabel="error relative to the change", xticks=[1, 0.1, 0.01])
+ax.minorticks_off()
 ax.spines["bottom"].set_bounds(1, 0.007)
 _ = ax.set_title("How the error fades as less is removed")
 
@@ -610,7 +611,7 @@ def gradually(m, s, portions=20, polish=5):
 
 by_portions = {}
 print("network, removed in twenty portions, ten random groups")
-for size in (25, 50, 100):
+for size in (50, 100):
     by_portions[size] = []
     for g in ten:
         after = vector("network", refits["network", size, g].params)
@@ -676,7 +677,6 @@ assert abs(cv["leave-one-out, one step each"] / truth - 1) < 0.005
 assert cv["training loss"] < 0.75 * truth
 one_by_one = bm.leave_out(plain, prior=p0, params=theta0, method="influence")
 np.testing.assert_allclose(one_by_one - theta0, steps["logistic"], atol=1e-13)
-assert many_fits > one_call
 
 # GMA-11 is an identity, for the logistic regression and the network.
 for m in models:
