@@ -10,7 +10,7 @@ the mode of `remove(q, expand(part, θ_0))`, exact for least squares (GMA-14, Co
 """
 
 import warnings
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
 import jax
@@ -24,7 +24,7 @@ from bayesmerge.families.checks import is_concrete, require, require_finite
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
-from bayesmerge.fit.curvature import Kind, curvature_product, curvature_rows
+from bayesmerge.fit.curvature import Kind, curvature_product, curvature_rows, require_known
 from bayesmerge.fit.curvature import curvature as curvature_of
 from bayesmerge.fit.optimise import (
     ConvergenceWarning,
@@ -101,28 +101,23 @@ def leave_out(
     Source: GMA equation 14 (Cook 1977) and the unnumbered equation after 16; Koh & Liang (2017) for
     `method="influence"`.
     """
-    _require_one_of("method", method, Without)
-    _require_one_of("solver", solver, Solver)
+    require_known("method", method, Without)
+    require_known("solver", solver, Solver)
     kind, prior, params = prepared(target, prior, params, curvature, solver)
     groups, is_one = _groups(rows, num_examples(target.data))
-    part = _as_weight(weight, params)
+    share = _as_weight(weight, params)
     if solver == "cg":
         left, enough, distance, residual = _conjugate_gradients(
-            target, prior, params, groups, kind, method, part, max_steps
+            target, prior, params, groups, kind, method, share, max_steps
         )
         tell(_warn_if_short, (residual,), tolerance=_cg_tolerance(Layout.of(params)))
     elif rows is None and kind != "hessian":
-        left, enough, distance, _ = every_row(target, prior, params, kind, method, part)
+        left, enough, distance, _ = every_row(target, prior, params, kind, method, share)
     else:
-        left, enough, distance = _every_group(target, prior, params, groups, kind, method, part)
+        left, enough, distance = _every_group(target, prior, params, groups, kind, method, share)
     tell(warn_if_far, (distance,))
     left = require_determined(left, enough, kind)
     return jax.tree.map(lambda x: x[0], left) if is_one else left
-
-
-def _require_one_of(name: str, value: Any, known: Any) -> None:
-    if value not in get_args(known):
-        raise ValueError(f"{name} is {value!r}, and it must be one of {get_args(known)}.")
 
 
 def _as_weight(weight: Any, params: PyTree) -> Float[Array, ""]:

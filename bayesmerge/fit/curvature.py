@@ -74,8 +74,8 @@ def curvature(
 
     Source: H_t of GM equation 9; FP §3 for squared gradients; Martens (2020) for GGN and Fisher.
     """
-    _require_known("curvature", kind, Kind)
-    _require_known("structure", structure, Structure)
+    require_known("curvature", kind, Kind)
+    require_known("structure", structure, Structure)
     if structure == "isotropic":
         options: Any = {"num_samples": num_samples, "key": key, "block_size": block_size}
         diagonal = curvature(target, params, kind, "diagonal", **options)
@@ -125,7 +125,7 @@ def curvature_product(
 
     Source: Pearlmutter (1994); Schraudolph (2002) for Gauss-Newton products.
     """
-    _require_known("kind", kind, Kind)
+    require_known("kind", kind, Kind)
     Layout.of(params).require_same(Layout.of(vector, "vector"), "params and vector")
     if kind == "hessian":
         statistic: Any = eqx.Partial(_hessian_vector_product, vector)
@@ -167,7 +167,7 @@ def curvature_rows(
     return _rows(root, loss, params, batch, R)
 
 
-def _require_known(name: str, value: str, known: Any) -> None:
+def require_known(name: str, value: str, known: Any) -> None:
     if value not in get_args(known):
         raise ValueError(f"{name} is {value!r}, and it must be one of {get_args(known)}.")
 
