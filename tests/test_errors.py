@@ -266,7 +266,7 @@ def test_curvature_that_the_target_does_not_know():
         with pytest.raises(TypeError, match=r"Target\.supervised"):
             bm.curvature(target, jnp.array(0.0), kind)
     with pytest.raises(ValueError, match="curvature is 'kfac', and it must be one of"):
-        curvature_module._require_known("curvature", "kfac", curvature_module.Kind)
+        curvature_module.require_known("curvature", "kfac", curvature_module.Kind)
     supervised = bm.Target.supervised(lambda w, x: x * w, "gaussian", (jnp.ones(3), jnp.ones(3)))
     with pytest.raises(ValueError, match="needs a `key`"):
         bm.curvature(supervised, jnp.array(0.0), "fisher", num_samples=3)
