@@ -7,6 +7,8 @@ from bayesmerge.families import (
     FullGaussian,
     Gamma,
     IsotropicGaussian,
+    Mixture,
+    Product,
 )
 from bayesmerge.fit import (
     ConvergenceWarning,
@@ -42,7 +44,9 @@ __all__ = [
     "Gamma",
     "IsotropicGaussian",
     "JointTarget",
+    "Mixture",
     "Preview",
+    "Product",
     "Target",
     "average",
     "curvature",

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from bayesmerge.families.base import AbstractExponentialFamily
+from bayesmerge.families.base import AbstractExponentialFamily, AbstractPosterior
 from bayesmerge.families.checks import is_concrete
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.product import Product
 from bayesmerge.tasks import as_weights, named
 
 Q = TypeVar("Q", bound=AbstractExponentialFamily)
@@ -36,6 +37,7 @@ def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
     - `posteriors`: q_t, **with** the prior in them; a sequence of T, a mapping from task names, or
       a batch of T (such as a vmapped `laplace` returns).
       Isotropic, diagonal and full Gaussians may be mixed.
+      With a `Mixture` among them the result is a lazy `Product`, and its mode is found by EM.
     - `weights`: α, shape (T,), or (A, T) for a batch of A merged posteriors; with named tasks also
       a mapping from the same names to scalars or to arrays (A,). Negative weights and Σα > 1 are
       legitimate while the result stays proper.
@@ -62,7 +64,7 @@ def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
     names, qs = named(posteriors, "posteriors")
     alpha = as_weights(weights, names)
     for q in (*qs, *([] if prior is None else [prior])):
-        if not isinstance(q, AbstractExponentialFamily):
+        if not isinstance(q, AbstractPosterior):
             raise TypeError(
                 f"posteriors and prior must be posteriors, such as those of `laplace`, and one is "
                 f"a {type(q).__name__}. To merge bare parameters use `average`, "
@@ -72,6 +74,8 @@ def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
         qs[0].layout.require_same(q.layout, "the posteriors to merge")
     if prior is not None:
         prior.layout.require_same(qs[0].layout, "prior and posteriors")
+    if not all(isinstance(q, AbstractExponentialFamily) for q in (*qs, prior) if q is not None):
+        return _lazy_product(qs, alpha, prior)
     merged = _weighted_product(qs, alpha, prior)
     if is_concrete((merged, alpha)):
         _require_feasible(merged, qs, alpha, prior)
@@ -123,6 +127,18 @@ def _product(qs: list[Any], alpha: Float[Array, " T"], prior: Any) -> Any:
         gamma = 1 - jnp.sum(alpha)
         factors = [prior**gamma, *factors]
     return functools.reduce(operator.mul, factors)
+
+
+def _lazy_product(qs: list[Any], alpha: Array, prior: Any) -> Product:
+    if alpha.ndim == 2:
+        raise ValueError(
+            f"weights have shape {alpha.shape}, and with mixtures `merge` takes one weighting, "
+            f"shape ({alpha.shape[1]},). Use `preview` for many, or `jax.vmap` over weights."
+        )
+    if prior is None:
+        return Product(qs, alpha).flat()
+    gamma = 1 - jnp.sum(alpha)
+    return Product([prior, *qs], jnp.concatenate([gamma[None], alpha])).flat()
 
 
 def _require_feasible(merged: Any, qs: list[Any], alpha: Array, prior: Any) -> None:

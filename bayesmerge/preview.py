@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.families.checks import unchecked
+from bayesmerge.families.mixture import Mixture
 from bayesmerge.fit.optimise import find_mode
 from bayesmerge.fit.target import JointTarget
 from bayesmerge.merging import merge
@@ -69,7 +70,7 @@ def preview(
     names, qs = named(posteriors, "posteriors")
     alpha = jnp.atleast_2d(as_weights(weights, names))
     merged = jax.eval_shape(lambda a: merge(qs, a, prior), alpha[0])
-    if any(q.batch_shape for q in qs):
+    if any(getattr(q, "batch_shape", ()) for q in qs):
         raise ValueError("posteriors are batches themselves: preview one member of each at a time.")
     _check_weightings(dict(zip(names, qs, strict=True)), alpha, prior)
     batch = batch_size or _batch_size(merged)
@@ -242,6 +243,8 @@ def _check_weightings(posteriors: dict[str, Any], alpha: Array, prior: Any) -> N
 
 
 def _has_mode(q: Any) -> bool:
+    if isinstance(q, Mixture):
+        return True
     try:
         q.mode()
     except ValueError:

@@ -34,7 +34,7 @@ from bayesmerge.fit.optimise import (
     search,
     tell,
 )
-from bayesmerge.fit.target import Target, num_examples
+from bayesmerge.fit.target import Target
 
 Without: TypeAlias = Literal["newton", "influence"]
 Solver: TypeAlias = Literal["cholesky", "cg"]
@@ -104,7 +104,7 @@ def leave_out(
     require_known("method", method, Without)
     require_known("solver", solver, Solver)
     kind, prior, params = prepared(target, prior, params, curvature, solver)
-    groups, is_one = _groups(rows, num_examples(target.data))
+    groups, is_one = _groups(rows, target.num_examples)
     share = _as_weight(weight, params)
     if solver == "cg":
         left, enough, distance, residual = _conjugate_gradients(
@@ -296,7 +296,7 @@ def every_row(
     outputs = jax.eval_shape(target.loss, params, example).size
     if target.has_model:
         outputs = jax.eval_shape(target.loss.model, params, example[0]).size  # type: ignore[attr-defined]
-    count = num_examples(target.data)
+    count = target.num_examples
     entries = layout.size**2 + 4 * (outputs // count) ** 2
     rows_at_once = max(1, ENTRIES_AT_ONCE // entries)
     left, enough, leverage = jax.lax.map(one, jnp.arange(count), batch_size=rows_at_once)

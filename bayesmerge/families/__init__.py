@@ -10,6 +10,8 @@ from bayesmerge.families.gamma import Gamma
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.isotropic import IsotropicGaussian
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.mixture import Mixture
+from bayesmerge.families.product import Product
 
 __all__ = [
     "AbstractConjugateFamily",
@@ -23,4 +25,6 @@ __all__ = [
     "Gamma",
     "IsotropicGaussian",
     "Layout",
+    "Mixture",
+    "Product",
 ]

@@ -34,6 +34,15 @@ class AbstractPosterior(eqx.Module):
     def mode(self) -> PyTree:
         """argmax_θ log q(θ)."""
 
+    @abc.abstractmethod
+    def minorizer(self, theta: PyTree) -> "AbstractExponentialFamily":
+        """The member of an exponential family that touches log q at θ from below, up to a
+        constant."""
+
+    @abc.abstractmethod
+    def blend(self) -> "AbstractExponentialFamily":
+        """A member of an exponential family in the place of q, from which to look for a mode."""
+
 
 class AbstractExponentialFamily(AbstractPosterior):
     """q(θ) ∝ exp⟨λ, T(θ)⟩ with constant carrier measure.
@@ -95,6 +104,18 @@ class AbstractExponentialFamily(AbstractPosterior):
     @abc.abstractmethod
     def aligned_with(self, other: "AbstractExponentialFamily") -> tuple[Any, Any]:
         """Both posteriors as members of the smallest family that holds both."""
+
+    @abc.abstractmethod
+    def log_ratio_to_mean(self, theta: PyTree, mean: PyTree) -> Float[Array, ""]:
+        """log q(θ)/q(m), where m = E_q[θ] is `mean`: no normaliser is needed."""
+
+    def minorizer(self, theta: PyTree) -> "AbstractExponentialFamily":
+        """q itself."""
+        return self
+
+    def blend(self) -> "AbstractExponentialFamily":
+        """q itself."""
+        return self
 
     @property
     def batch_shape(self) -> tuple[int, ...]:

@@ -76,6 +76,12 @@ class DiagonalGaussian(AbstractGaussian):
     def solve(self, vector: PyTree) -> PyTree:
         return self._solve(self.precision, vector)
 
+    def sandwich(self, G: PyTree) -> PyTree:
+        return jax.tree.map(lambda g, x: g**2 / x, G, self.precision)
+
+    def entries(self, x: PyTree, y: PyTree) -> PyTree:
+        return jax.tree.map(jnp.multiply, x, y)
+
     @over_batch
     def smallest_precision(self) -> Float[Array, "*batch"]:
         """The smallest entry of τ."""
@@ -85,6 +91,9 @@ class DiagonalGaussian(AbstractGaussian):
     def widen(self) -> "FullGaussian":
         precision = jnp.diag(self.layout.ravel(self.precision))
         return FullGaussian(linear=self.linear, precision=precision, layout=self.layout)
+
+    def _unchecked_factor(self) -> PyTree:
+        return self.precision
 
     def _factor(self, what: str) -> PyTree:
         def detail() -> str:

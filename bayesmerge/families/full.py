@@ -77,7 +77,15 @@ class FullGaussian(AbstractGaussian):
         return self.layout.unravel(self.precision @ self.layout.ravel(theta))
 
     def solve(self, vector: PyTree) -> PyTree:
-        return self._solve(jnp.linalg.cholesky(self.precision), vector)
+        return self._solve(self._unchecked_factor(), vector)
+
+    def sandwich(self, G: Float[Array, "P P"]) -> Float[Array, "P P"]:
+        half = solve_triangular(self._unchecked_factor(), G, lower=True)
+        return half.T @ half
+
+    def entries(self, x: PyTree, y: PyTree) -> Float[Array, "P P"]:
+        product = jnp.outer(self.layout.ravel(x), self.layout.ravel(y))
+        return 0.5 * (product + product.T)
 
     @over_batch
     def smallest_precision(self) -> Float[Array, "*batch"]:
@@ -92,8 +100,11 @@ class FullGaussian(AbstractGaussian):
         """Λ⁻¹, shape (P, P)."""
         return self._covariance(self._factor("covariance"))
 
+    def _unchecked_factor(self) -> Float[Array, "P P"]:
+        return jnp.linalg.cholesky(self.precision)
+
     def _factor(self, what: str) -> Float[Array, "P P"]:
-        factor = jnp.linalg.cholesky(self.precision)
+        factor = self._unchecked_factor()
         message = (
             f"this FullGaussian is improper and has no {what}: its precision is not positive "
             "definite. A quotient of posteriors, or negative weights, can take away more than "

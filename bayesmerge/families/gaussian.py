@@ -43,12 +43,25 @@ class AbstractGaussian(AbstractExponentialFamily):
         """Λ⁻¹v, of use where Λ is known to be positive definite: nothing is checked."""
 
     @abc.abstractmethod
+    def sandwich(self, G: PyTree) -> PyTree:
+        """GΛ⁻¹G, for G of the kind that `precision` is."""
+
+    @abc.abstractmethod
+    def entries(self, x: PyTree, y: PyTree) -> PyTree:
+        """½(xyᵀ + yxᵀ), of which the kind that `precision` is keeps: the matrix, its diagonal, or
+        its mean diagonal entry."""
+
+    @abc.abstractmethod
     def widen(self) -> "AbstractGaussian":
         """The same density in the next larger family."""
 
     @abc.abstractmethod
     def smallest_precision(self) -> Float[Array, "*batch"]:
         """The smallest eigenvalue of Λ."""
+
+    @abc.abstractmethod
+    def _unchecked_factor(self) -> PyTree:
+        """A factor of Λ."""
 
     @abc.abstractmethod
     def _factor(self, what: str) -> PyTree:
@@ -118,6 +131,10 @@ class AbstractGaussian(AbstractExponentialFamily):
         distance = self._distance(self._theta(theta), self._solve(factor, self.linear))
         return 0.5 * (log_determinant - distance - self.layout.size * LOG_2PI)
 
+    def log_ratio_to_mean(self, theta: PyTree, mean: PyTree) -> Float[Array, ""]:
+        """−½‖θ − μ‖²_Λ."""
+        return -0.5 * self._distance(theta, mean)
+
     @over_batch
     def entropy(self) -> Float[Array, "*batch"]:
         """½P log 2πe − ½log|Λ|."""
@@ -151,6 +168,22 @@ class AbstractGaussian(AbstractExponentialFamily):
             return draw(key)
         draws = jax.vmap(draw)(jax.random.split(key, math.prod(shape)))
         return jax.tree.map(lambda leaf: leaf.reshape(shape + leaf.shape[1:]), draws)
+
+    def deviations(self, key: PRNGKeyArray, pairs: int) -> PyTree:
+        """Draws of θ − μ ~ N(0, Λ⁻¹), each followed by its negative: 2 `pairs` in a leading axis.
+        Λ is not checked."""
+        factor = self._unchecked_factor()
+
+        def draw(key: PRNGKeyArray) -> PyTree:
+            noise = jax.tree.map(
+                lambda k, m: jax.random.normal(k, m.shape, m.dtype),
+                keys_like(key, self.linear),
+                self.linear,
+            )
+            return self._correlate(factor, noise)
+
+        drawn = jax.vmap(draw)(jax.random.split(key, pairs))
+        return jax.tree.map(lambda x: jnp.stack([x, -x], 1).reshape(2 * pairs, *x.shape[1:]), drawn)
 
     def aligned_with(self, other: AbstractExponentialFamily) -> tuple[Any, Any]:
         if not isinstance(other, AbstractGaussian):

@@ -77,6 +77,12 @@ class IsotropicGaussian(AbstractGaussian):
     def solve(self, vector: PyTree) -> PyTree:
         return self._solve(self.precision, vector)
 
+    def sandwich(self, G: Float[Array, ""]) -> Float[Array, ""]:
+        return G**2 / self.precision
+
+    def entries(self, x: PyTree, y: PyTree) -> Float[Array, ""]:
+        return (tree_dot(x, y) / self.layout.size).astype(self.precision.dtype)
+
     def smallest_precision(self) -> Float[Array, "*batch"]:
         """τ."""
         return self.precision
@@ -90,6 +96,9 @@ class IsotropicGaussian(AbstractGaussian):
         ]
         precision = jax.tree.unflatten(self.layout.structure, leaves)
         return DiagonalGaussian(linear=self.linear, precision=precision, layout=self.layout)
+
+    def _unchecked_factor(self) -> Array:
+        return self.precision
 
     def _factor(self, what: str) -> Array:
         return self._require_proper(

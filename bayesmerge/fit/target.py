@@ -2,6 +2,7 @@
 
 import abc
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import is_concrete, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
@@ -45,6 +46,27 @@ class AbstractTarget(eqx.Module):
     @abc.abstractmethod
     def check(self, params: PyTree) -> None:
         """Nothing, or an error if the loss does not return one value per example."""
+
+    @property
+    @abc.abstractmethod
+    def num_examples(self) -> int:
+        """N; reads a stream to its end to count."""
+
+    @abc.abstractmethod
+    def num_batches(self, size: int) -> int:
+        """How many minibatches of `size` examples there are."""
+
+    @abc.abstractmethod
+    def order(self, key: PRNGKeyArray) -> PyTree:
+        """A random order of the examples, for `minibatch`."""
+
+    @abc.abstractmethod
+    def minibatch(self, order: PyTree, index: Int[ArrayLike, ""], size: int) -> "AbstractTarget":
+        """An unbiased estimate of ℓ from `size` examples, number `index` of an `order`."""
+
+    @abc.abstractmethod
+    def stream(self) -> Iterator["AbstractTarget"]:
+        """Without end, unbiased estimates of ℓ from one minibatch of the stream each."""
 
     @property
     @abc.abstractmethod
@@ -155,8 +177,40 @@ class Target(AbstractTarget):
         for batch in self.data:
             part = _on_batch(statistic, self.loss, params, batch, jnp.asarray(first))
             total = part if total is None else _add(total, part)
-            first += num_examples(batch)
+            first += batch_size(batch)
         return total
+
+    @property
+    def num_examples(self) -> int:
+        """N; reads a stream to its end to count."""
+        if isinstance(self.data, Minibatches):
+            return sum(map(batch_size, self.data))
+        return batch_size(self.data)
+
+    def num_batches(self, size: int) -> int:
+        return max(1, batch_size(self.data) // size)
+
+    def order(self, key: PRNGKeyArray) -> PyTree:
+        return jax.random.permutation(key, batch_size(self.data))
+
+    def minibatch(self, order: PyTree, index: Int[ArrayLike, ""], size: int) -> AbstractTarget:
+        count = batch_size(self.data)
+        if size >= count:
+            return self
+        first = size * (index % self.num_batches(size))
+        rows = jax.lax.dynamic_slice(order, (first,), (size,))
+        return self._scaled(jax.tree.map(lambda x: x[rows], self.data), count / size)
+
+    def stream(self) -> Iterator[AbstractTarget]:
+        if not isinstance(self.data, Minibatches):
+            yield from itertools.repeat(self)
+        count = sum(1 for _ in self.data)
+        while True:
+            for batch in self.data:
+                yield self._scaled(batch, count)
+
+    def _scaled(self, batch: PyTree, factor: float) -> "JointTarget":
+        return JointTarget([Target(self.loss, batch, prior=self.prior)], [factor])
 
     def first_batch(self) -> tuple[Loss, PyTree]:
         is_streamed = isinstance(self.data, Minibatches)
@@ -164,7 +218,7 @@ class Target(AbstractTarget):
 
     def check(self, params: PyTree) -> None:
         _, batch = self.first_batch()
-        count = num_examples(batch)
+        count = batch_size(batch)
         if isinstance(self.loss, SupervisedLoss):
             self.loss.check(params, batch)
         shape = jax.eval_shape(self.loss, params, batch).shape
@@ -231,6 +285,26 @@ class JointTarget(AbstractTarget):
             for target, weight in zip(self.targets, self.weights, strict=True)
         ]
         return functools.reduce(_add, parts)
+
+    @property
+    def num_examples(self) -> int:
+        """N, of all tasks."""
+        return sum(target.num_examples for target in self.targets)
+
+    def num_batches(self, size: int) -> int:
+        return max(target.num_batches(size) for target in self.targets)
+
+    def order(self, key: PRNGKeyArray) -> PyTree:
+        keys = jax.random.split(key, len(self.targets))
+        return [target.order(k) for target, k in zip(self.targets, keys, strict=True)]
+
+    def minibatch(self, order: PyTree, index: Int[ArrayLike, ""], size: int) -> AbstractTarget:
+        pairs = zip(self.targets, order, strict=True)
+        return JointTarget([target.minibatch(o, index, size) for target, o in pairs], self.weights)
+
+    def stream(self) -> Iterator[AbstractTarget]:
+        for parts in zip(*[target.stream() for target in self.targets], strict=True):
+            yield JointTarget(parts, self.weights)
 
     def first_batch(self) -> tuple[Loss, PyTree]:
         return self.targets[0].first_batch()
@@ -304,7 +378,7 @@ def _over_chunks(
     chunk_size: int | None,
 ) -> PyTree:
     """Σ of `statistic` over consecutive chunks of `data`, one at a time in memory."""
-    size = num_examples(data)
+    size = batch_size(data)
     if chunk_size is None or size <= chunk_size:
         return statistic(data, jnp.asarray(0))
     count, whole = size // chunk_size, size - size % chunk_size
@@ -318,7 +392,7 @@ def _over_chunks(
     return _add(total, statistic(jax.tree.map(lambda x: x[whole:], data), jnp.asarray(whole)))
 
 
-def num_examples(batch: PyTree) -> int:
+def batch_size(batch: PyTree) -> int:
     """N, the length of every first axis."""
     return jnp.shape(jax.tree.leaves(batch)[0])[0]
 

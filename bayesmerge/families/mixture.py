@@ -1,0 +1,185 @@
+"""Mixtures of one exponential family: q(θ) = Σ_k π_k q_k(θ) (FP-11)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn import logsumexp, softmax
+from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray, PyTree
+
+from bayesmerge.families.base import AbstractExponentialFamily
+from bayesmerge.families.checks import is_concrete, require, require_finite
+from bayesmerge.families.layout import Layout
+from bayesmerge.families.product import MAX_STEPS, AbstractLazyPosterior, Product
+
+
+class Mixture(AbstractLazyPosterior):
+    r"""$q(\theta) = \sum_k \pi_k q_k(\theta)$, q_k members of one exponential family.
+
+    Products with other posteriors are lazy (`Product`). Components' means and heights are computed
+    once, so that densities and responsibilities need no factorisation, and are measured from the
+    means, so that nothing cancels when these are large or many.
+
+    - `weights`: π, shape (K,), ≥ 0; normalised to sum 1.
+    - `components`: q_k, a batch of K normalised posteriors of one family (leaves with a leading
+      axis K, such as `jax.vmap` or `jax.tree.map(jnp.stack, …)` make), or a sequence of K.
+
+    **Raises** `ValueError` for no components, numbers that differ, weights that are negative, all
+    zero or not finite, and improper components.
+
+    ```python
+    >>> import jax.numpy as jnp, bayesmerge as bm
+    >>> q = bm.Mixture([0.25, 0.75], [
+    ...     bm.IsotropicGaussian.from_mean_precision(jnp.array(-2.0), 1.0),
+    ...     bm.IsotropicGaussian.from_mean_precision(jnp.array(2.0), 1.0)])
+    >>> q.mean(), q.variance(), q.responsibilities(jnp.array(0.0))
+    (Array(1., dtype=float32), Array(4., dtype=float32), Array([0.25, 0.75], dtype=float32))
+
+    ```
+
+    Source: FP equation 11.
+    """
+
+    log_weights: Float[Array, " K"]
+    components: Any
+    means: PyTree
+    heights: Float[Array, " K"]
+
+    def __init__(self, weights: ArrayLike, components: Any):
+        self.components = _as_batch(components)
+        count = self.components.batch_shape[0]
+        weights = jnp.asarray(weights, float)
+        if weights.shape != (count,):
+            raise ValueError(
+                f"weights have shape {weights.shape}, and for {count} components they must have "
+                f"shape ({count},)."
+            )
+        if is_concrete(weights):
+            weights = require_finite(weights, "weights")
+        total = jnp.sum(weights)
+        weights = require(
+            weights,
+            jnp.all(weights >= 0) & (total > 0),
+            "weights of a mixture must not be negative, nor all zero.",
+            lambda: f"They are {weights.tolist()}.",
+        )
+        self.log_weights = jnp.log(weights / total)
+        self.means, self.heights = jax.lax.map(_mean_and_height, self.components)
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of θ."""
+        return self.components.layout
+
+    @property
+    def weights(self) -> Float[Array, " K"]:
+        """π."""
+        return jnp.exp(self.log_weights)
+
+    @property
+    def num_components(self) -> int:
+        """K."""
+        return self.log_weights.shape[0]
+
+    def log_joint(self, theta: PyTree) -> Float[Array, " K"]:
+        """log π_k q_k(θ) for every component."""
+        below = jax.vmap(lambda q, mean: q.log_ratio_to_mean(theta, mean))
+        return self.log_weights + self.heights + below(self.components, self.means)
+
+    def log_prob(self, theta: PyTree) -> Float[Array, ""]:
+        """log q(θ), normalised."""
+        return logsumexp(self.log_joint(self.components._theta(theta)))
+
+    def log_density(self, theta: PyTree) -> Float[Array, ""]:
+        """log q(θ)."""
+        return self.log_prob(theta)
+
+    def responsibilities(self, theta: PyTree) -> Float[Array, " K"]:
+        """π̂_k = π_k q_k(θ)/q(θ)."""
+        return softmax(self.log_joint(self.components._theta(theta)))
+
+    def minorizer(self, theta: PyTree) -> Any:
+        """Π_k q_k^{π̂_k}, π̂ the responsibilities at θ: up to a constant it touches q at θ from
+        below (Jensen), which is the E-step of FP-12 and FP-14."""
+        return self._geometric_mean(self.responsibilities(theta))
+
+    def blend(self) -> Any:
+        """Π_k q_k^{π_k}, the geometric mean of the components."""
+        return self._geometric_mean(self.weights)
+
+    def mode(self, starts: PyTree | None = None, *, max_steps: int = MAX_STEPS) -> PyTree:
+        """The highest of the maxima found from all means, or from `starts`, as `Product.mode`."""
+        return Product([self], [1.0]).mode(self.means if starts is None else starts,
+                                           max_steps=max_steps)
+
+    def is_proper(self) -> Bool[Array, ""]:
+        """Whether q has a normaliser: always, for components have."""
+        return jnp.all(jnp.isfinite(self.heights))
+
+    def mean(self) -> PyTree:
+        """E[θ] = Σ_k π_k μ_k."""
+        return jax.tree.map(lambda m: _average(self.weights, m), self.means)
+
+    def variance(self) -> PyTree:
+        """Var[θ] = Σ_k π_k (Var_k + (μ_k − E[θ])²), entry by entry."""
+        variances = jax.lax.map(lambda q: q.variance(), self.components)
+
+        def total(variance: Array, means: Array) -> Array:
+            centre = _average(self.weights, means)
+            return _average(self.weights, variance + (means - centre[None]) ** 2)
+
+        return jax.tree.map(total, variances, self.means)
+
+    def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> PyTree:
+        """Independent draws θ ~ q, `shape` in front of every leaf's own shape."""
+        which_key, key = jax.random.split(key)
+        which = jax.random.categorical(which_key, self.log_weights, shape=shape)
+        keys = jax.random.split(key, self.num_components)
+        draws = jax.lax.map(lambda pair: pair[0].sample(pair[1], shape), (self.components, keys))
+
+        def pick(drawn: Array) -> Array:
+            index = which.reshape((1, *shape) + (1,) * (drawn.ndim - 1 - len(shape)))
+            return jnp.take_along_axis(drawn, index, axis=0)[0]
+
+        return jax.tree.map(pick, draws)
+
+    def _geometric_mean(self, exponents: Float[Array, " K"]) -> Any:
+        return jax.tree.map(lambda leaf: _average(exponents, leaf), self.components)
+
+
+def _average(weights: Float[Array, " K"], leaf: Array) -> Array:
+    return jnp.tensordot(weights.astype(leaf.dtype), leaf, axes=1)
+
+
+def _mean_and_height(q: AbstractExponentialFamily) -> tuple[PyTree, Float[Array, ""]]:
+    mean = q.mean()
+    return mean, q.log_prob(mean)
+
+
+def _as_batch(components: Any) -> Any:
+    if isinstance(components, (list, tuple)):
+        if not components:
+            raise ValueError("components is empty: a mixture needs at least one.")
+        for q in components[1:]:
+            if type(q) is not type(components[0]):
+                raise TypeError(
+                    f"components are a {type(components[0]).__name__} and a {type(q).__name__}, "
+                    "and a mixture has components of one family."
+                )
+            components[0].layout.require_same(q.layout, "the components of a mixture")
+        components = jax.tree.map(lambda *leaves: jnp.stack(leaves), *components)
+    if not isinstance(components, AbstractExponentialFamily) or len(components.batch_shape) != 1:
+        raise TypeError(
+            "components must be a batch of posteriors of one family, with one leading axis K (from "
+            "`jax.vmap` or `jax.tree.map(jnp.stack, …)`), or a sequence of them."
+        )
+    if components.batch_shape == (0,):
+        raise ValueError("components is empty: a mixture needs at least one.")
+    if is_concrete(components) and not jnp.all(
+        jax.lax.map(lambda q: q.is_proper(), components)
+    ):
+        raise ValueError(
+            "a component is improper, and a mixture needs normalised components: a quotient of "
+            "posteriors can take away more than there is; multiply by a prior first."
+        )
+    return components

@@ -1,0 +1,336 @@
+"""Fits made of many small steps: progress, minibatches, stopping and resuming, and what is kept when
+a step goes wrong."""
+
+import abc
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from bayesmerge.families.checks import all_finite
+from bayesmerge.fit.target import AbstractTarget
+
+Schedule: TypeAlias = Callable[[Int[Array, ""]], Any]
+Told: TypeAlias = dict[str, Float[np.ndarray, " S"]]
+Carry: TypeAlias = tuple["State", dict[str, Array], Int[Array, ""], Bool[Array, ""], PyTree]
+
+STEPS_AT_ONCE = 256
+SECONDS_AT_ONCE = 0.5
+SECONDS_BETWEEN_SAVES = 30.0
+
+
+class AbstractMethod(eqx.Module):
+    """A rule that improves an approximate posterior step by step."""
+
+    shown: eqx.AbstractClassVar[str]
+    """The quantity of `step` that the progress bar shows."""
+
+    @abc.abstractmethod
+    def step(
+        self, inner: PyTree, target: AbstractTarget, t: Int[Array, ""], key: PRNGKeyArray
+    ) -> tuple[PyTree, dict[str, Float[Array, ""]]]:
+        """What is fitted after step t, and quantities to tell; `target` may be a minibatch."""
+
+    @abc.abstractmethod
+    def posterior(self, inner: PyTree) -> Any:
+        """The posterior that `inner` stands for."""
+
+
+class State(NamedTuple):
+    """All that the next step depends on: to continue a fit, pass it as `state`.
+
+    - `step`: t, the steps taken.
+    - `key`: of the whole fit, as data; step t draws from `fold_in(key, t)`.
+    - `inner`: what the method fits.
+    """
+
+    step: Int[Array, ""]
+    key: Array
+    inner: PyTree
+
+
+class Run(NamedTuple):
+    """A fit, finished or not.
+
+    - `posterior`: what it gave.
+    - `history`: its quantities (`"elbo"`, `"loss"`, …) by name, one number a step, as arrays.
+    - `state`: from which `run` continues.
+    """
+
+    posterior: Any
+    history: Told
+    state: State
+
+
+class DivergenceError(FloatingPointError):
+    """A step gave numbers that are not finite. `run` holds the fit before that step."""
+
+    run: Run
+
+    def __init__(self, message: str, run: Run):
+        super().__init__(message)
+        self.run = run
+
+
+def run(
+    method: AbstractMethod,
+    target: AbstractTarget,
+    start: PyTree,
+    *,
+    num_steps: int,
+    key: PRNGKeyArray,
+    batch_size: int | None = None,
+    state: State | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool | str = True,
+) -> Run:
+    r"""Take `num_steps` steps of a method.
+
+    What comes out depends on the key and the number of steps alone, not on interruptions.
+
+    - `method`: `VON`, `MixtureVON`, `IVON` or `Training`, with their options.
+    - `target`: ℓ. A stream gives one minibatch to every step.
+    - `start`: what the method starts from, a state of the method.
+    - `num_steps`: in all, those of `state` or `checkpoint` included.
+    - `key`: of all randomness.
+    - `batch_size`: examples a step; by default all.
+    - `state`: of an earlier run to continue.
+    - `checkpoint`: a file (`.npz`) to save the state to, every half minute and at the end, also that
+      by an interruption; if it exists the fit continues from it.
+    - `progress`: whether to show a progress bar, or a name for it.
+
+    **Returns** a `Run`.
+
+    **Raises** `DivergenceError` at the first step whose numbers are not finite, with the last good
+    state, and `ValueError` for a checkpoint of another fit.
+
+    ```python
+    >>> import jax, jax.numpy as jnp, bayesmerge as bm
+    >>> from bayesmerge.fit import VON, run
+    >>> target = bm.Target(lambda theta, y: jnp.cosh(theta - y), jnp.array([0.0, 1.0]))
+    >>> start = bm.FullGaussian.from_mean_precision(jnp.array([0.0]), jnp.eye(1))
+    >>> method = VON(prior=None, curvature="hessian", step_size=0.5, num_samples=32)
+    >>> first = run(method, target, start, num_steps=5, key=jax.random.key(0), progress=False)
+    >>> both = run(method, target, start, num_steps=9, key=jax.random.key(0), state=first.state,
+    ...            progress=False)
+    >>> len(both.history["elbo"]), int(both.state.step)
+    (4, 9)
+
+    ```
+    """
+    from tqdm import tqdm
+
+    if num_steps < 0:
+        raise ValueError(f"num_steps is {num_steps}, and it must not be negative.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, and it must be at least 1, or None for all.")
+    file = None if checkpoint is None else Checkpoint(Path(checkpoint))
+    state = State(jnp.array(0), jax.random.key_data(key), start) if state is None else state
+    told: list[Told] = []
+    if file is not None:
+        state, told = file.load(state)
+    name = progress if isinstance(progress, str) else None
+    first = int(state.step)
+    with tqdm(total=num_steps, initial=first, desc=name, disable=not progress) as bar:
+        keeping = contextlib.nullcontext() if file is None else file.kept()
+        with keeping as keep:
+            for state, quantities, good in _chunks(method, target, state, num_steps, batch_size):
+                told.append(quantities)
+                if keep is not None:
+                    keep(state, told)
+                bar.update(int(state.step) - bar.n)
+                if len(quantities[method.shown]):
+                    bar.set_postfix({method.shown: f"{quantities[method.shown][-1]:.5g}"})
+                if not good:
+                    raise DivergenceError(
+                        f"step {int(state.step)} gave numbers that are not finite, and the fit "
+                        "stopped before it; the last good state is the `run` of this error. Use a "
+                        "smaller step size or learning rate, more samples, a prior, or look for "
+                        "log(0) and overflow in the loss.",
+                        _finished(method, state, told),
+                    )
+    return _finished(method, state, told)
+
+
+def _finished(method: AbstractMethod, state: State, told: list[Told]) -> Run:
+    names = told[0] if told else ()
+    history = {name: np.concatenate([part[name] for part in told]) for name in names}
+    return Run(method.posterior(state.inner), history, state)
+
+
+def _chunks(
+    method: AbstractMethod,
+    target: AbstractTarget,
+    state: State,
+    num_steps: int,
+    batch_size: int | None,
+) -> Iterator[tuple[State, Told, bool]]:
+    """States after some steps each, what these told, and whether the next step is finite."""
+    advance = functools.partial(
+        _streamed, iter(_skipped(target, int(state.step)))
+    ) if target.is_streamed else functools.partial(_compiled, target, batch_size)
+    steps = 1
+    while int(state.step) < num_steps:
+        begun = time.perf_counter()
+        steps = min(steps, STEPS_AT_ONCE, num_steps - int(state.step))
+        state, told, taken, good = advance(method, state, jnp.asarray(steps))
+        yield state, {name: np.asarray(x)[: int(taken)] for name, x in told.items()}, bool(good)
+        if not good:
+            return
+        seconds = time.perf_counter() - begun
+        steps = max(1, min(2 * steps, round(steps * SECONDS_AT_ONCE / max(seconds, 1e-6))))
+
+
+def _skipped(target: AbstractTarget, steps: int) -> Iterator[AbstractTarget]:
+    batches = target.stream()
+    for _ in range(steps):
+        next(batches)
+    return batches
+
+
+def _streamed(
+    batches: Iterator[AbstractTarget], method: AbstractMethod, state: State, steps: Int[Array, ""]
+) -> tuple[State, dict[str, Any], int, bool]:
+    told: list[dict[str, Array]] = []
+    for _ in range(int(steps)):
+        new, quantities, good = _step(method, state, next(batches))
+        if not good:
+            return state, _stacked(told, quantities), len(told), False
+        state = new
+        told.append(quantities)
+    return state, _stacked(told, quantities), len(told), True
+
+
+def _stacked(told: list[dict[str, Array]], names: dict[str, Array]) -> dict[str, Any]:
+    return {name: np.asarray([float(part[name]) for part in told]) for name in names}
+
+
+def _try(
+    method: AbstractMethod, state: State, target: AbstractTarget
+) -> tuple[State, dict[str, Array], Bool[Array, ""]]:
+    """The next state, and whether it is finite."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    inner, told = method.step(state.inner, target, state.step, key)
+    floats = eqx.filter(inner, eqx.is_inexact_array)
+    new = State(state.step + 1, state.key, inner)
+    return new, told, all_finite((floats, told))
+
+
+_step = eqx.filter_jit(_try)
+
+
+@eqx.filter_jit
+def _compiled(
+    target: AbstractTarget,
+    batch_size: int | None,
+    method: AbstractMethod,
+    state: State,
+    steps: Int[Array, ""],
+) -> tuple[State, dict[str, Array], Array, Array]:
+    """Up to `steps` steps, fewer where one is not finite."""
+    last = state.step + steps
+    begin = state.step
+    per_epoch = 1 if batch_size is None else target.num_batches(batch_size)
+    root = jax.random.fold_in(jax.random.wrap_key_data(state.key), jnp.uint32(2**32 - 1))
+
+    def order(step: Int[Array, ""]) -> PyTree:
+        return target.order(jax.random.fold_in(root, step // per_epoch))
+
+    def body(carry: Carry) -> Carry:
+        state, told, _, _, shuffled = carry
+        if batch_size is None:
+            estimate = target
+        else:
+            starts = state.step % per_epoch == 0
+            shuffled = jax.lax.cond(starts, lambda: order(state.step), lambda: shuffled)
+            estimate = target.minibatch(shuffled, state.step % per_epoch, batch_size)
+        new, quantities, good = _try(method, state, estimate)
+        at = state.step - begin
+        told = {name: told[name].at[at].set(x) for name, x in quantities.items()}
+        kept = jax.tree.map(lambda x, y: jnp.where(good, x, y), new, state)
+        return kept, told, at + good, good, shuffled
+
+    def unfinished(carry: Carry) -> Array:
+        state, _, _, good, _ = carry
+        return good & (state.step < last)
+
+    shuffled = None if batch_size is None else order(state.step)
+    quantities = jax.eval_shape(lambda: _try(method, state, target)[1])
+    told = {name: jnp.zeros(STEPS_AT_ONCE, x.dtype) for name, x in quantities.items()}
+    carry = (state, told, jnp.array(0), jnp.array(True), shuffled)
+    state, told, taken, good, _ = jax.lax.while_loop(unfinished, body, carry)
+    return state, told, taken, good
+
+
+class Checkpoint:
+    """A file that holds a state and its history; written beside and renamed, never half."""
+
+    SUFFIX: ClassVar[str] = ".npz"
+
+    def __init__(self, path: Path):
+        if path.suffix != self.SUFFIX:
+            raise ValueError(f"checkpoint is '{path}', and it must end in {self.SUFFIX}.")
+        if not path.parent.is_dir():
+            raise ValueError(f"checkpoint is '{path}', and there is no directory '{path.parent}'.")
+        self.path = path
+
+    def load(self, like: State) -> tuple[State, list[Told]]:
+        """The saved state, shaped as `like`; or `like` where there is no file."""
+        if not self.path.exists():
+            return like, []
+        with np.load(self.path, allow_pickle=False) as saved:
+            arrays = dict(saved)
+        leaves, structure = jax.tree.flatten(like)
+        expected = {f"state {i}": jnp.shape(x) for i, x in enumerate(leaves)}
+        found = {name: x.shape for name, x in arrays.items() if name.startswith("state")}
+        if found != expected or not np.array_equal(arrays["state 1"], like.key):
+            raise ValueError(
+                f"checkpoint '{self.path}' is of another fit: its arrays have shapes {found}, and "
+                f"those of this one {expected}; or the keys differ. Continue with the same "
+                "arguments, or give another file name."
+            )
+        restored = [jnp.asarray(arrays[f"state {i}"], x.dtype) for i, x in enumerate(leaves)]
+        told = {n.removeprefix("told "): x for n, x in arrays.items() if n.startswith("told")}
+        return jax.tree.unflatten(structure, restored), [told] if told else []
+
+    def save(self, state: State, told: list[Told]) -> None:
+        """Write state and history."""
+        names = told[0] if told else ()
+        arrays = {f"state {i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+        arrays |= {f"told {name}": np.concatenate([part[name] for part in told]) for name in names}
+        unfinished = self.path.with_name(f".{self.path.name}.part")
+        try:
+            with unfinished.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+            unfinished.replace(self.path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[Callable[[State, list[Told]], None]]:
+        """A function to be told of every state, which saves some of them; the last one is saved at
+        the end, whatever ends it."""
+        latest: list[Any] = []
+        saved = time.perf_counter()
+
+        def keep(state: State, told: list[Told]) -> None:
+            nonlocal saved
+            latest[:] = [state, told]
+            if time.perf_counter() - saved > SECONDS_BETWEEN_SAVES:
+                self.save(state, told)
+                saved = time.perf_counter()
+
+        try:
+            yield keep
+        finally:
+            if latest:
+                self.save(*latest)

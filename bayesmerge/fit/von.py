@@ -1,0 +1,231 @@
+r"""Variational online Newton: the Gaussian that is best everywhere, not only at the mode.
+
+In natural parameters a step is a merge of the posterior with a fresh expansion of the loss,
+q ← q^{1−ρ}(p_0 e^{−ℓ̂})^ρ, where ℓ̂ is `expand` with gradient and curvature averaged over q:
+S ← (1−ρ)S + ρ(E_q[∇²ℓ] + H_0), m ← m − ρS⁻¹(E_q[∇ℓ] + H_0(m − θ_0)).
+"""
+
+import os
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
+
+from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.layout import as_arrays
+from bayesmerge.fit.curvature import Kind, Structure, require_known
+from bayesmerge.fit.expand import FAMILIES, quadratic
+from bayesmerge.fit.expectation import Estimator, expectation, loss_at
+from bayesmerge.fit.laplace import laplace
+from bayesmerge.fit.optimise import require_kinds
+from bayesmerge.fit.run import AbstractMethod, Schedule, State, run
+from bayesmerge.fit.target import AbstractTarget
+
+NEVER_INDEFINITE = ("ggn", "fisher", "squared_gradients")
+
+
+class RobbinsMonro(eqx.Module):
+    """ρ_t = (t + 2)^{−0.6}: steps that average Monte-Carlo noise away."""
+
+    def __call__(self, t: Int[Array, ""]) -> Float[Array, ""]:
+        return (t + 2.0) ** -0.6
+
+
+class VON(AbstractMethod):
+    r"""Variational online Newton as a method of `run`; `von` says what its options mean.
+
+    The state is the Gaussian q itself.
+
+    Source: Khan & Rue (2023), §1.3.2; Lin, Schmidt & Khan (2020) for the improved step.
+    """
+
+    shown: ClassVar[str] = "elbo"
+    prior: AbstractGaussian | None
+    structure: Structure = "full"
+    curvature: Estimator = "ggn"
+    num_samples: int = 8
+    resample: bool = True
+    step_size: float | Schedule = RobbinsMonro()
+
+    def __check_init__(self) -> None:
+        require_known("structure", self.structure, Structure)
+        require_known("curvature", self.curvature, Estimator)
+        require_even("num_samples", self.num_samples)
+        require_step_size("step_size", self.step_size)
+
+    def step(
+        self, inner: Any, target: AbstractTarget, t: Int[Array, ""], key: PRNGKeyArray
+    ) -> tuple[Any, dict[str, Float[Array, ""]]]:
+        """q after a step, and the evidence lower bound before it."""
+        q, mean = inner, inner.solve(inner.linear)
+        deviations = q.deviations(key if self.resample else jax.random.key(0), self.num_samples // 2)
+        loss = expectation(q, mean, deviations, loss_at(target, self.curvature, self.structure))
+        fresh = quadratic(mean, loss.gradient, loss.curvature, self.structure)
+        bound = -loss.value + q.entropy()
+        if self.prior is not None:
+            fresh = fresh * self.prior
+            bound = -loss.value - q.kl_divergence(self.prior)
+        rho = at_step(self.step_size, t)
+        if self.curvature in NEVER_INDEFINITE:
+            return q ** (1 - rho) * fresh**rho, {"elbo": bound}
+        fresh = (q**0.0) * fresh
+        gradient = jax.tree.map(jnp.subtract, fresh.multiply(mean), fresh.linear)
+        G = jax.tree.map(jnp.subtract, fresh.precision, q.precision)
+        return improved_step(q, mean, gradient, G, rho), {"elbo": bound}
+
+    def posterior(self, inner: Any) -> Any:
+        """q."""
+        return inner
+
+
+def von(
+    target: AbstractTarget,
+    prior: AbstractGaussian | None = None,
+    *,
+    key: PRNGKeyArray,
+    structure: Structure = "full",
+    curvature: Estimator | None = None,
+    start: Any = None,
+    num_samples: int = 8,
+    resample: bool = True,
+    step_size: float | Schedule | None = None,
+    num_steps: int = 100,
+    batch_size: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool | str = True,
+) -> Any:
+    r"""The variational Gaussian posterior of a task,
+    $q_t = \arg\min_q E_q[\ell_t] + \mathrm{KL}(q \,\|\, p_0)$, by variational online Newton.
+
+    Each step averages gradient and curvature over q, $g = E_q[\nabla\ell] + H_0(m - \theta_0)$ and
+    $G = E_q[\nabla^2\ell] + H_0 - S$, and moves the precision S and the mean m,
+
+    $$S \leftarrow S + \rho G, \quad m \leftarrow m - \rho S^{-1}g,$$
+
+    until $g = 0$ and $S = E_q[\nabla^2\ell] + H_0$. Where G can be indefinite the step is
+    $S \leftarrow S + \rho G + \tfrac12\rho^2 GS^{-1}G$ with the old S in that of m, which keeps S
+    positive definite whatever G is; for the other kinds of curvature S + ρG is an average of
+    positive-definite matrices.
+
+    - `target`: ℓ_t, with per-example losses that are summed.
+    - `prior`: p_0 = N(θ_0, H_0⁻¹); `None` for that of the target, or else a flat one.
+    - `key`: of all randomness.
+    - `structure`: of q, `"full"`, `"diagonal"` or `"isotropic"`; the posterior is of the smallest
+      family that also holds the prior.
+    - `curvature`: what stands for ∇²ℓ: a kind of `bayesmerge.curvature`, or `"price"` for none at
+      all, E_q[∇²ℓ] being estimated from gradients by Price's theorem. By default the GGN for
+      supervised targets and the Hessian for others.
+    - `start`: q or θ to start from; by default the Laplace posterior, found from θ_0. From a θ, the
+      Laplace posterior with that for its mean.
+    - `num_samples`: draws a step, even: they come as m + d and m − d, which makes E_q[∇ℓ] exact
+      where ℓ is quadratic.
+    - `resample`: `False` to use the same standard normal draws at every step. The fit is then
+      deterministic and converges to rounding error, to the fixed point of these draws.
+    - `step_size`: ρ in (0, 1], or a schedule of the step's number (optax's serve). By default
+      (t + 2)^−0.6, or 0.5 where draws are kept.
+    - `num_steps`: how many steps.
+    - `batch_size`: examples a step; by default all.
+    - `checkpoint`, `progress`: as in `bayesmerge.fit.run`, which also returns the history of the
+      evidence lower bound and a state to continue from.
+
+    **Returns** an `IsotropicGaussian`, `DiagonalGaussian` or `FullGaussian`.
+
+    **Raises** `ValueError` for a step size outside (0, 1], an odd or too small `num_samples`, and
+    as `laplace`; `bayesmerge.fit.DivergenceError` where a step is not finite.
+
+    ```python
+    >>> import jax, jax.numpy as jnp, bayesmerge as bm
+    >>> x, y = jnp.array([[1.0], [2.0], [-1.0]]), jnp.array([1, 1, 0])
+    >>> target = bm.Target.supervised(lambda w, x: x @ w, "bernoulli", (x, y))
+    >>> prior = bm.FullGaussian.from_mean_precision(jnp.zeros(1), jnp.eye(1))
+    >>> q = bm.von(target, prior, key=jax.random.key(0), num_samples=200, progress=False)
+    >>> q.mean().round(1), q.precision.round(1), bm.laplace(target, prior).precision.round(1)
+    (Array([1.2], dtype=float32), Array([[1.5]], dtype=float32), Array([[1.6]], dtype=float32))
+
+    ```
+
+    Source: FP equation 7; Khan & Rue (2023), §1.3.2; Lin, Schmidt & Khan (2020).
+    """
+    require_kinds(target, prior)
+    prior = target.prior if prior is None else prior
+    method = VON(
+        prior=prior,
+        structure=structure,
+        curvature=curvature or ("ggn" if target.has_model else "hessian"),
+        num_samples=num_samples,
+        resample=resample,
+        step_size=step_size or (RobbinsMonro() if resample else 0.5),
+    )
+    first = starting_gaussian(target, prior, structure, method.curvature, start)
+    return run(
+        method,
+        target,
+        first,
+        num_steps=num_steps,
+        key=key,
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        progress=progress,
+    ).posterior
+
+
+def improved_step(
+    q: Any, mean: PyTree, gradient: PyTree, G: PyTree, rho: Float[Array, ""]
+) -> Any:
+    """Λ ← Λ + ρG + ½ρ²GΛ⁻¹G = ½[Λ + (Λ + ρG)Λ⁻¹(Λ + ρG)], positive definite for every G, and
+    μ ← μ − ρΛ⁻¹g with the old Λ (Lin, Schmidt & Khan 2020)."""
+
+    def moved(precision: Array, G: Array, curved: Array) -> Array:
+        r = rho.astype(precision.dtype)
+        return precision + r * G + 0.5 * r**2 * curved
+
+    precision = jax.tree.map(moved, q.precision, G, q.sandwich(G))
+    down = q.solve(gradient)
+    mean = jax.tree.map(lambda m, d: m - rho.astype(m.dtype) * d, mean, down)
+    new = eqx.tree_at(lambda q: q.precision, q, precision)
+    return eqx.tree_at(lambda q: q.linear, new, new.multiply(mean))
+
+
+def starting_gaussian(
+    target: AbstractTarget,
+    prior: AbstractGaussian | None,
+    structure: Structure,
+    curvature: Estimator,
+    start: Any,
+) -> Any:
+    """`start` where it is a Gaussian, or else the Laplace posterior, found from `start`."""
+    if not isinstance(start, AbstractGaussian):
+        kind: Kind = "squared_gradients" if curvature == "price" else curvature
+        if start is not None:
+            start = as_arrays(start, "start")[0]
+        start = laplace(target, prior, structure=structure, curvature=kind, start=start)
+    start._factor("mode to start from")
+    target.check(start.mode())
+    if prior is not None:
+        prior.layout.require_same(start.layout, "prior and start")
+        start = start * prior**0.0
+    while start.breadth < FAMILIES[structure].breadth:
+        start = start.widen()
+    return start
+
+
+def at_step(size: float | Schedule, t: Int[Array, ""]) -> Float[Array, ""]:
+    """The size of step t."""
+    return jnp.asarray(size(t) if callable(size) else size, float)
+
+
+def require_step_size(name: str, size: Any, most: float = 1.0) -> None:
+    if not callable(size) and not 0 < size <= most:
+        raise ValueError(
+            f"{name} is {size}, and it must be in (0, {most:g}], or a schedule (a function of the "
+            "step's number)."
+        )
+
+
+def require_even(name: str, number: int) -> None:
+    if number < 2 or number % 2:
+        raise ValueError(
+            f"{name} is {number}, and it must be even and at least 2: draws come in pairs m ± d."
+        )
