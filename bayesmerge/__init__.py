@@ -17,7 +17,10 @@ from bayesmerge.fit import (
     curvature,
     expand,
     find_mode,
+    ivon,
     laplace,
+    mixture_von,
+    von,
 )
 from bayesmerge.grid import simplex_grid
 from bayesmerge.influence import influence
@@ -56,14 +59,17 @@ __all__ = [
     "gradient_matching",
     "hessian_weighted",
     "influence",
+    "ivon",
     "joint_training",
     "laplace",
     "leave_out",
     "merge",
     "mismatch",
+    "mixture_von",
     "preview",
     "remove",
     "simplex_grid",
     "task_arithmetic",
     "task_removal",
+    "von",
 ]

@@ -1,5 +1,6 @@
 """Mixtures of one exponential family: q(θ) = Σ_k π_k q_k(θ) (FP-11)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,8 +33,8 @@ class Mixture(AbstractLazyPosterior):
     >>> q = bm.Mixture([0.25, 0.75], [
     ...     bm.IsotropicGaussian.from_mean_precision(jnp.array(-2.0), 1.0),
     ...     bm.IsotropicGaussian.from_mean_precision(jnp.array(2.0), 1.0)])
-    >>> q.mean(), q.variance(), q.responsibilities(jnp.array(0.0))
-    (Array(1., dtype=float32), Array(4., dtype=float32), Array([0.25, 0.75], dtype=float32))
+    >>> q.mean(), q.variance(), q.responsibilities(jnp.array(40.0))
+    (Array(1., dtype=float32), Array(4., dtype=float32), Array([0., 1.], dtype=float32))
 
     ```
 
@@ -45,7 +46,7 @@ class Mixture(AbstractLazyPosterior):
     means: PyTree
     heights: Float[Array, " K"]
 
-    def __init__(self, weights: ArrayLike, components: Any):
+    def __init__(self, weights: ArrayLike | Sequence[float], components: Any):
         self.components = _as_batch(components)
         count = self.components.batch_shape[0]
         weights = jnp.asarray(weights, float)
@@ -109,8 +110,9 @@ class Mixture(AbstractLazyPosterior):
 
     def mode(self, starts: PyTree | None = None, *, max_steps: int = MAX_STEPS) -> PyTree:
         """The highest of the maxima found from all means, or from `starts`, as `Product.mode`."""
-        return Product([self], [1.0]).mode(self.means if starts is None else starts,
-                                           max_steps=max_steps)
+        return Product([self], jnp.ones(1)).mode(
+            self.means if starts is None else starts, max_steps=max_steps
+        )
 
     def is_proper(self) -> Bool[Array, ""]:
         """Whether q has a normaliser: always, for components have."""
@@ -175,9 +177,7 @@ def _as_batch(components: Any) -> Any:
         )
     if components.batch_shape == (0,):
         raise ValueError("components is empty: a mixture needs at least one.")
-    if is_concrete(components) and not jnp.all(
-        jax.lax.map(lambda q: q.is_proper(), components)
-    ):
+    if is_concrete(components) and not jnp.all(jax.lax.map(lambda q: q.is_proper(), components)):
         raise ValueError(
             "a component is improper, and a mixture needs normalised components: a quotient of "
             "posteriors can take away more than there is; multiply by a prior first."

@@ -4,11 +4,12 @@ One loop, θ ← mode(Π_t minorizer_t(θ)^{α_t}), finds their modes: FP-12 for
 FP-14 for mixtures of any exponential family.
 """
 
+import abc
 import functools
 import operator
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
@@ -26,7 +27,10 @@ MAX_STEPS = 1000
 class AbstractLazyPosterior(AbstractPosterior):
     """A posterior whose products are `Product`s."""
 
-    layout: eqx.AbstractVar[Layout]
+    @property
+    @abc.abstractmethod
+    def layout(self) -> Layout:
+        """The layout of θ."""
 
     def __mul__(self, other: Any) -> "Product":
         return _times(self, other, 1.0)
@@ -70,7 +74,7 @@ class Product(AbstractLazyPosterior):
     factors: list[Any]
     exponents: Float[Array, " T"]
 
-    def __init__(self, factors: Any, exponents: ArrayLike):
+    def __init__(self, factors: Any, exponents: ArrayLike | Sequence[float]):
         self.factors = list(factors)
         self.exponents = jnp.asarray(exponents, float)
         if self.exponents.shape != (len(self.factors),):

@@ -2,20 +2,50 @@
 
 from bayesmerge.fit.curvature import curvature, curvature_product
 from bayesmerge.fit.expand import expand
+from bayesmerge.fit.expectation import elbo
+from bayesmerge.fit.ivon import (
+    IVON,
+    ivon,
+    ivon_noise,
+    ivon_optimiser,
+    ivon_posterior,
+    multi_ivon,
+)
 from bayesmerge.fit.laplace import laplace
 from bayesmerge.fit.likelihood import Likelihood
+from bayesmerge.fit.mixture_von import MixtureVON, mixture_von
 from bayesmerge.fit.optimise import ConvergenceWarning, Mode, find_mode
+from bayesmerge.fit.run import DivergenceError, Run, State, run
 from bayesmerge.fit.target import JointTarget, Target
+from bayesmerge.fit.train import Training, adamw_sg
+from bayesmerge.fit.von import VON, von
 
 __all__ = [
+    "IVON",
+    "VON",
     "ConvergenceWarning",
+    "DivergenceError",
     "JointTarget",
     "Likelihood",
+    "MixtureVON",
     "Mode",
+    "Run",
+    "State",
     "Target",
+    "Training",
+    "adamw_sg",
     "curvature",
     "curvature_product",
+    "elbo",
     "expand",
     "find_mode",
+    "ivon",
+    "ivon_noise",
+    "ivon_optimiser",
+    "ivon_posterior",
     "laplace",
+    "mixture_von",
+    "multi_ivon",
+    "run",
+    "von",
 ]

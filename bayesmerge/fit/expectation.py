@@ -37,11 +37,11 @@ def expectation(q: AbstractGaussian, mean: PyTree, deviations: PyTree, at: At) -
             H = q.entries(q.multiply(deviation), gradient)
         return value, gradient, H
 
-    sums = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, jax.tree.map(lambda x: x[0], deviations)))
+    first = jax.tree.map(lambda x: x[0], deviations)
+    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, first))
     count = jax.tree.leaves(deviations)[0].shape[0]
-    total, _ = jax.lax.scan(
-        lambda sum, d: (jax.tree.map(jnp.add, sum, one(d)), None), sums, deviations
-    )
+    add = lambda sum, deviation: (jax.tree.map(jnp.add, sum, one(deviation)), None)  # noqa: E731
+    total, _ = jax.lax.scan(add, zero, deviations)
     return Expectation(*jax.tree.map(lambda x: x / count, total))
 
 

@@ -1,5 +1,5 @@
-"""Fits made of many small steps: progress, minibatches, stopping and resuming, and what is kept when
-a step goes wrong."""
+"""Fits made of many small steps: progress, minibatches, stopping, resuming, and what is kept when a
+step goes wrong."""
 
 import abc
 import contextlib
@@ -20,7 +20,7 @@ from bayesmerge.families.checks import all_finite
 from bayesmerge.fit.target import AbstractTarget
 
 Schedule: TypeAlias = Callable[[Int[Array, ""]], Any]
-Told: TypeAlias = dict[str, Float[np.ndarray, " S"]]
+Told: TypeAlias = dict[str, np.ndarray]
 Carry: TypeAlias = tuple["State", dict[str, Array], Int[Array, ""], Bool[Array, ""], PyTree]
 
 STEPS_AT_ONCE = 256
@@ -57,6 +57,11 @@ class State(NamedTuple):
     key: Array
     inner: PyTree
 
+    @property
+    def taken(self) -> int:
+        """The steps taken, of a batch of fits the fewest."""
+        return int(np.min(self.step))
+
 
 class Run(NamedTuple):
     """A fit, finished or not.
@@ -87,7 +92,7 @@ def run(
     start: PyTree,
     *,
     num_steps: int,
-    key: PRNGKeyArray,
+    key: Array,
     batch_size: int | None = None,
     state: State | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -101,11 +106,12 @@ def run(
     - `target`: ℓ. A stream gives one minibatch to every step.
     - `start`: what the method starts from, a state of the method.
     - `num_steps`: in all, those of `state` or `checkpoint` included.
-    - `key`: of all randomness.
+    - `key`: of all randomness. A batch of K keys, with K starts in a leading axis of `start`, makes
+      K fits side by side; what is returned then has that axis.
     - `batch_size`: examples a step; by default all.
     - `state`: of an earlier run to continue.
-    - `checkpoint`: a file (`.npz`) to save the state to, every half minute and at the end, also that
-      by an interruption; if it exists the fit continues from it.
+    - `checkpoint`: a file (`.npz`) to save the state to, every half minute and at the end, also
+      where that is an interruption; if it exists the fit continues from it.
     - `progress`: whether to show a progress bar, or a name for it.
 
     **Returns** a `Run`.
@@ -134,25 +140,27 @@ def run(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, and it must be at least 1, or None for all.")
     file = None if checkpoint is None else Checkpoint(Path(checkpoint))
-    state = State(jnp.array(0), jax.random.key_data(key), start) if state is None else state
+    if state is None:
+        state = State(jnp.zeros(key.shape, int), jax.random.key_data(key), start)
     told: list[Told] = []
     if file is not None:
         state, told = file.load(state)
     name = progress if isinstance(progress, str) else None
-    first = int(state.step)
-    with tqdm(total=num_steps, initial=first, desc=name, disable=not progress) as bar:
+    with tqdm(total=num_steps, initial=state.taken, desc=name, disable=not progress) as bar:
         keeping = contextlib.nullcontext() if file is None else file.kept()
         with keeping as keep:
-            for state, quantities, good in _chunks(method, target, state, num_steps, batch_size):
+            chunks = _chunks(method, target, state, num_steps, batch_size)
+            for state, quantities, good in chunks:
                 told.append(quantities)
                 if keep is not None:
                     keep(state, told)
-                bar.update(int(state.step) - bar.n)
+                bar.update(state.taken - bar.n)
                 if len(quantities[method.shown]):
-                    bar.set_postfix({method.shown: f"{quantities[method.shown][-1]:.5g}"})
+                    latest = np.mean(quantities[method.shown][-1])
+                    bar.set_postfix({method.shown: f"{latest:.5g}"})
                 if not good:
                     raise DivergenceError(
-                        f"step {int(state.step)} gave numbers that are not finite, and the fit "
+                        f"step {state.taken} gave numbers that are not finite, and the fit "
                         "stopped before it; the last good state is the `run` of this error. Use a "
                         "smaller step size or learning rate, more samples, a prior, or look for "
                         "log(0) and overflow in the loss.",
@@ -175,15 +183,20 @@ def _chunks(
     batch_size: int | None,
 ) -> Iterator[tuple[State, Told, bool]]:
     """States after some steps each, what these told, and whether the next step is finite."""
-    advance = functools.partial(
-        _streamed, iter(_skipped(target, int(state.step)))
-    ) if target.is_streamed else functools.partial(_compiled, target, batch_size)
+    is_batch = state.step.ndim == 1
+    advance: Callable[..., Any]
+    if target.is_streamed:
+        one = _each_step if is_batch else _step
+        advance = functools.partial(_streamed, one, _skipped(target, state.taken))
+    else:
+        advance = functools.partial(_each if is_batch else _one, target, batch_size)
     steps = 1
-    while int(state.step) < num_steps:
+    while state.taken < num_steps:
         begun = time.perf_counter()
-        steps = min(steps, STEPS_AT_ONCE, num_steps - int(state.step))
+        steps = min(steps, STEPS_AT_ONCE, num_steps - state.taken)
         state, told, taken, good = advance(method, state, jnp.asarray(steps))
-        yield state, {name: np.asarray(x)[: int(taken)] for name, x in told.items()}, bool(good)
+        count, good = int(np.min(taken)), bool(np.all(good))
+        yield state, {name: np.asarray(x)[..., :count].T for name, x in told.items()}, good
         if not good:
             return
         seconds = time.perf_counter() - begun
@@ -198,12 +211,16 @@ def _skipped(target: AbstractTarget, steps: int) -> Iterator[AbstractTarget]:
 
 
 def _streamed(
-    batches: Iterator[AbstractTarget], method: AbstractMethod, state: State, steps: Int[Array, ""]
+    one: Callable[..., Any],
+    batches: Iterator[AbstractTarget],
+    method: AbstractMethod,
+    state: State,
+    steps: Int[Array, ""],
 ) -> tuple[State, dict[str, Any], int, bool]:
     told: list[dict[str, Array]] = []
     for _ in range(int(steps)):
-        new, quantities, good = _step(method, state, next(batches))
-        if not good:
+        new, quantities, good = one(method, state, next(batches))
+        if not jnp.all(good):
             return state, _stacked(told, quantities), len(told), False
         state = new
         told.append(quantities)
@@ -211,7 +228,8 @@ def _streamed(
 
 
 def _stacked(told: list[dict[str, Array]], names: dict[str, Array]) -> dict[str, Any]:
-    return {name: np.asarray([float(part[name]) for part in told]) for name in names}
+    rows = {name: [np.asarray(part[name]) for part in told] for name in names}
+    return {name: np.reshape(rows[name], (len(told), *names[name].shape)).T for name in names}
 
 
 def _try(
@@ -226,10 +244,10 @@ def _try(
 
 
 _step = eqx.filter_jit(_try)
+_each_step = eqx.filter_jit(eqx.filter_vmap(_try, in_axes=(None, 0, None)))
 
 
-@eqx.filter_jit
-def _compiled(
+def _advance(
     target: AbstractTarget,
     batch_size: int | None,
     method: AbstractMethod,
@@ -269,6 +287,10 @@ def _compiled(
     carry = (state, told, jnp.array(0), jnp.array(True), shuffled)
     state, told, taken, good, _ = jax.lax.while_loop(unfinished, body, carry)
     return state, told, taken, good
+
+
+_one = eqx.filter_jit(_advance)
+_each = eqx.filter_jit(eqx.filter_vmap(_advance, in_axes=(None, None, None, 0, None)))
 
 
 class Checkpoint:

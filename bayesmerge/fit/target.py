@@ -197,7 +197,7 @@ class Target(AbstractTarget):
         count = batch_size(self.data)
         if size >= count:
             return self
-        first = size * (index % self.num_batches(size))
+        first = size * (jnp.asarray(index) % self.num_batches(size))
         rows = jax.lax.dynamic_slice(order, (first,), (size,))
         return self._scaled(jax.tree.map(lambda x: x[rows], self.data), count / size)
 

