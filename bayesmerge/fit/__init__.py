@@ -1,6 +1,7 @@
 """Where posteriors come from: a target in, a posterior out."""
 
 from bayesmerge.fit.curvature import curvature, curvature_product
+from bayesmerge.fit.draws import kernel_density, moment_matched
 from bayesmerge.fit.expand import expand
 from bayesmerge.fit.expectation import elbo
 from bayesmerge.fit.ivon import (
@@ -14,6 +15,7 @@ from bayesmerge.fit.ivon import (
 from bayesmerge.fit.laplace import laplace
 from bayesmerge.fit.likelihood import Likelihood
 from bayesmerge.fit.mixture_von import MixtureVON, mixture_von
+from bayesmerge.fit.natural_gradient import NaturalGradient, natural_gradient_vi
 from bayesmerge.fit.optimise import ConvergenceWarning, Mode, find_mode
 from bayesmerge.fit.run import DivergenceError, Run, State, run
 from bayesmerge.fit.target import JointTarget, Target
@@ -29,6 +31,7 @@ __all__ = [
     "Likelihood",
     "MixtureVON",
     "Mode",
+    "NaturalGradient",
     "Run",
     "State",
     "Target",
@@ -43,9 +46,12 @@ __all__ = [
     "ivon_noise",
     "ivon_optimiser",
     "ivon_posterior",
+    "kernel_density",
     "laplace",
     "mixture_von",
+    "moment_matched",
     "multi_ivon",
+    "natural_gradient_vi",
     "run",
     "von",
 ]

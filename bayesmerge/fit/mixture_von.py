@@ -28,8 +28,10 @@ from bayesmerge.fit.target import AbstractTarget
 from bayesmerge.fit.von import (
     at_step,
     improved_step,
+    moved_to,
     require_even,
     require_step_size,
+    stable,
     starting_gaussian,
 )
 
@@ -82,7 +84,11 @@ class MixtureVON(AbstractMethod):
         def one(component: tuple[Any, PyTree, PRNGKeyArray]) -> tuple[Any, Float[Array, ""]]:
             q, mean, key = component
             found = expectation(q, mean, q.deviations(key, self.num_samples // 2), h)
-            return improved_step(q, mean, found.gradient, found.curvature, rho), found.value
+            new, down = improved_step(q, found.gradient, found.curvature, rho)
+            size = stable(
+                rho, target, self.prior, mean, found.gradient, down, self.structure, self.curvature
+            )
+            return moved_to(new, mean, down, size), found.value
 
         gaussians, values = jax.lax.map(one, (inner.gaussians, mixture.means, keys))
         moved = inner.log_weights - at_step(self.weight_step_size, t) * values

@@ -207,7 +207,7 @@ class Target(AbstractTarget):
         count = sum(1 for _ in self.data)
         while True:
             for batch in self.data:
-                yield self._scaled(batch, count)
+                yield self._scaled(batch, float(count))
 
     def _scaled(self, batch: PyTree, factor: float) -> "JointTarget":
         return JointTarget([Target(self.loss, batch, prior=self.prior)], [factor])

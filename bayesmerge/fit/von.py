@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from bayesmerge.families.base import tree_dot
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import as_arrays
-from bayesmerge.fit.curvature import Kind, Structure, require_known
+from bayesmerge.fit.curvature import Kind, Structure, curvature_product, require_known
 from bayesmerge.fit.expand import FAMILIES, quadratic
 from bayesmerge.fit.expectation import Estimator, expectation, loss_at
 from bayesmerge.fit.laplace import laplace
@@ -70,12 +71,13 @@ class VON(AbstractMethod):
             fresh = fresh * self.prior
             bound = -loss.value - q.kl_divergence(self.prior)
         rho = at_step(self.step_size, t)
-        if self.curvature in NEVER_INDEFINITE:
-            return q ** (1 - rho) * fresh**rho, {"elbo": bound}
-        fresh = (q**0.0) * fresh
+        fresh = q**0.0 * fresh
         gradient = jax.tree.map(jnp.subtract, fresh.multiply(mean), fresh.linear)
         G = jax.tree.map(jnp.subtract, fresh.precision, q.precision)
-        return improved_step(q, mean, gradient, G, rho), {"elbo": bound}
+        step = plain_step if self.curvature in NEVER_INDEFINITE else improved_step
+        new, down = step(q, gradient, G, rho)
+        rho = stable(rho, target, self.prior, mean, gradient, down, self.structure, self.curvature)
+        return moved_to(new, mean, down, rho), {"elbo": bound}
 
     def posterior(self, inner: Any) -> Any:
         """q."""
@@ -109,7 +111,8 @@ def von(
     until $g = 0$ and $S = E_q[\nabla^2\ell] + H_0$. Where G can be indefinite the step is
     $S \leftarrow S + \rho G + \tfrac12\rho^2 GS^{-1}G$ with the old S in that of m, which keeps S
     positive definite whatever G is; for the other kinds of curvature S + ρG is an average of
-    positive-definite matrices.
+    positive-definite matrices. Where S is not full, the step of m goes no further than to the
+    minimum along its direction, which needs one product with the curvature.
 
     - `target`: ℓ_t, with per-example losses that are summed.
     - `prior`: p_0 = N(θ_0, H_0⁻¹); `None` for that of the target, or else a flat one.
@@ -173,19 +176,51 @@ def von(
     ).posterior
 
 
-def improved_step(q: Any, mean: PyTree, gradient: PyTree, G: PyTree, rho: Float[Array, ""]) -> Any:
+def plain_step(q: Any, gradient: PyTree, G: PyTree, rho: Float[Array, ""]) -> tuple[Any, PyTree]:
+    """Λ ← Λ + ρG, and Λ⁻¹g with the new Λ."""
+    new = eqx.tree_at(lambda q: q.precision, q, add_scaled(q.precision, rho, G))
+    return new, new.solve(gradient)
+
+
+def improved_step(q: Any, gradient: PyTree, G: PyTree, rho: Float[Array, ""]) -> tuple[Any, PyTree]:
     """Λ ← Λ + ρG + ½ρ²GΛ⁻¹G = ½[Λ + (Λ + ρG)Λ⁻¹(Λ + ρG)], positive definite for every G, and
-    μ ← μ − ρΛ⁻¹g with the old Λ (Lin, Schmidt & Khan 2020)."""
+    Λ⁻¹g with the old Λ (Lin, Schmidt & Khan 2020)."""
+    precision = add_scaled(q.precision, rho, G)
+    precision = add_scaled(precision, 0.5 * rho**2, q.sandwich(G))
+    return eqx.tree_at(lambda q: q.precision, q, precision), q.solve(gradient)
 
-    def moved(precision: Array, G: Array, curved: Array) -> Array:
-        r = rho.astype(precision.dtype)
-        return precision + r * G + 0.5 * r**2 * curved
 
-    precision = jax.tree.map(moved, q.precision, G, q.sandwich(G))
-    down = q.solve(gradient)
-    mean = jax.tree.map(lambda m, d: m - rho.astype(m.dtype) * d, mean, down)
-    new = eqx.tree_at(lambda q: q.precision, q, precision)
-    return eqx.tree_at(lambda q: q.linear, new, new.multiply(mean))
+def stable(
+    rho: Float[Array, ""],
+    target: AbstractTarget,
+    prior: AbstractGaussian | None,
+    mean: PyTree,
+    gradient: PyTree,
+    down: PyTree,
+    structure: Structure,
+    curvature: Estimator,
+) -> Float[Array, ""]:
+    """ρ, or where it is smaller the step gᵀd/‖d‖²_{H + H_0} to the minimum along d = Λ⁻¹g. A full Λ
+    holds all curvature, and d needs no such bound; other structures leave out correlations, along
+    which ρd can go P times too far."""
+    if structure == "full":
+        return rho
+    kind: Kind = "hessian" if curvature == "price" else curvature
+    bend = tree_dot(down, curvature_product(target, mean, down, kind))
+    if prior is not None:
+        bend = bend + tree_dot(down, prior.multiply(down))
+    best = tree_dot(gradient, down) / bend
+    return jnp.where(bend > 0, jnp.minimum(rho, best), rho)
+
+
+def moved_to(q: Any, mean: PyTree, down: PyTree, rho: Float[Array, ""]) -> Any:
+    """q with the mean m − ρd."""
+    return eqx.tree_at(lambda q: q.linear, q, q.multiply(add_scaled(mean, -rho, down)))
+
+
+def add_scaled(x: PyTree, scale: Float[Array, ""], y: PyTree) -> PyTree:
+    """x + scale·y, leaf by leaf."""
+    return jax.tree.map(lambda x, y: x + scale.astype(x.dtype) * y, x, y)
 
 
 def starting_gaussian(

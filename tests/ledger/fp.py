@@ -210,15 +210,40 @@ NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(101)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
 
-def logistic_moments(mean, spread):
-    """E_q[ℓ], E_q[ℓ'], E_q[ℓ''] under N(mean, spread²), by Gauss-Hermite quadrature."""
+def logistic_at(theta):
+    """ℓ, ℓ', ℓ'' at every entry of θ."""
     x, sign = one_parameter()
-    margin = sign[:, None] * x[:, None] * (mean + spread * NODES)[None, :]
+    margin = sign[:, None] * x[:, None] * theta[None, :]
     p = scipy.special.expit(-margin)
     loss = np.logaddexp(0, -margin).sum(0)
     slope = (-(sign * x)[:, None] * p).sum(0)
     bend = ((x**2)[:, None] * p * (1 - p)).sum(0)
-    return WEIGHTS @ loss, WEIGHTS @ slope, WEIGHTS @ bend
+    return loss, slope, bend
+
+
+def logistic_moments(mean, spread):
+    """E_q[ℓ], E_q[ℓ'], E_q[ℓ''] under N(mean, spread²), by Gauss-Hermite quadrature."""
+    return tuple(WEIGHTS @ f for f in logistic_at(mean + spread * NODES))
+
+
+def monte_carlo_errors(mean, precision, pairs):
+    """Standard errors of the mean and precision at which E[ℓ'] + m and E[ℓ''] + 1 − S vanish, when
+    E is the average over `pairs` pairs of draws m ± d: the covariance of one pair's averages, and
+    the slope of the two conditions in (m, S), both by quadrature."""
+
+    def conditions(v):
+        _, slope, bend = logistic_moments(v[0], v[1] ** -0.5)
+        return np.array([slope + v[0], bend + 1 - v[1]])
+
+    deviation = NODES / np.sqrt(precision)
+    above, below = logistic_at(mean + deviation)[1:], logistic_at(mean - deviation)[1:]
+    averages = (np.array(above) + np.array(below)) / 2
+    averages = averages - (averages @ WEIGHTS)[:, None]
+    covariance = (averages * WEIGHTS) @ averages.T / pairs
+    at, h = np.array([mean, precision]), 1e-4
+    slopes = [(conditions(at + e) - conditions(at - e)) / (2 * h) for e in h * np.eye(2)]
+    J = np.stack(slopes, axis=1)
+    return np.sqrt(np.diag(solve(J, solve(J, covariance).T)))
 
 
 @equation(
@@ -227,11 +252,34 @@ def logistic_moments(mean, spread):
 def fp_7():
     """The variational posterior. Among all Gaussians it is Bayes' posterior for least squares. For
     logistic regression its optimum, found by a general minimiser, has E_q[∇ℓ] + H_0(m − θ_0) = 0
-    and precision E_q[∇²ℓ] + H_0, and is not Laplace's. (The library's own variational fits will be
-    checked here when they exist.)"""
+    and precision E_q[∇²ℓ] + H_0, and is not Laplace's.
+
+    `von` keeps its draws here, pairs m ± d. For least squares two of them give exact expectations,
+    and from a wrong start it reaches Bayes' posterior, with the GGN and ρ = 1 in one step. For
+    logistic regression both conditions hold over its own 20 000 draws to rounding, and what remains
+    to the optimum is the Monte-Carlo error of these draws: it is told in standard errors, which
+    follow, by quadrature, from the variance of a pair's averages and the slope of the conditions.
+    """
     s = from_scratch("least squares")
     q = bm.laplace(s.losses[0], s.prior)
     (X, y), size = data("least squares")[1], s.base.size
+    keep = {"key": jax.random.key(0), "resample": False, "progress": False}
+    H = X.T @ X + np.eye(size)
+    wrong = bm.FullGaussian.from_mean_precision(jnp.full(size, 3.0), 0.2 * jnp.eye(size))
+    for curvature, rho, steps in (("ggn", 1.0, 1), ("ggn", 0.5, 60), ("hessian", 0.5, 120)):
+        fit = bm.von(
+            s.losses[0],
+            s.prior,
+            start=wrong,
+            curvature=curvature,
+            num_samples=2,
+            step_size=rho,
+            num_steps=steps,
+            **keep,
+        )
+        what = f"`von`, {curvature}, ρ = {rho:g}, steps: {steps}"
+        yield equal(f"{what}: mean", s.title, fit.mean(), solve(H, X.T @ y))
+        yield equal(f"{what}: precision", s.title, fit.precision, H)
 
     def objective(mean, factor):
         covariance = factor @ factor.T
@@ -262,10 +310,39 @@ def fp_7():
     yield equal("precision", title, 1 / spread**2, bend + 1, within=1e-5)
     x, sign = one_parameter()
     loss = target("logistic", x[:, None], (sign + 1) / 2)
-    laplace = bm.laplace(loss, bm.FullGaussian.from_mean_precision(jnp.zeros(1), jnp.eye(1)))
+    prior = bm.FullGaussian.from_mean_precision(jnp.zeros(1), jnp.eye(1))
+    laplace = bm.laplace(loss, prior)
     yield differs(
         "Laplace has another precision", title, laplace.precision.ravel(), [1 / spread**2]
     )
+    pairs = 10_000
+    errors = monte_carlo_errors(mean, 1 / spread**2, pairs)
+    for curvature in ("ggn", "hessian"):
+        fit = bm.von(
+            loss,
+            prior,
+            curvature=curvature,
+            num_samples=2 * pairs,
+            step_size=1.0,
+            num_steps=40,
+            **keep,
+        )
+        m, S = float(fit.mean()[0]), float(fit.precision[0, 0])
+        draws = m + np.asarray(fit.deviations(jax.random.key(0), pairs))[:, 0]
+        slope, bend = (f.mean() for f in logistic_at(draws)[1:])
+        what = f"`von`, {curvature}"
+        yield equal(f"{what}: E[∇ℓ] + H_0 m over its draws", title, slope + m, 0.0, scale=slope)
+        yield equal(f"{what}: precision over its draws", title, S, bend + 1)
+        away = np.abs([m - mean, S - 1 / spread**2]) / errors
+        for name, distance in zip(("mean", "precision"), away, strict=True):
+            yield between(
+                f"{what}: {name} from the optimum, in standard errors",
+                title,
+                distance,
+                0.0,
+                3.0,
+                "< 3",
+            )
 
 
 @equation(
@@ -275,7 +352,8 @@ def fp_7():
 )
 def fp_8():
     """Any approximate posterior is a surrogate for its loss, and the merged model is the best point
-    of their weighted sum."""
+    of their weighted sum. For mixtures, with a prior and without, it is a point where the sum is
+    stationary."""
     for problem in ALL:
         s = fine_tuned(problem)
         merged = bm.merge(s.posteriors, s.alpha, s.prior).mode()
@@ -299,6 +377,18 @@ def fp_8():
     yield equal(
         "two coins, by scipy", "Beta", bm.merge(coins, alpha, prior).mode(), found.x, within=1e-7
     )
+    for m, gamma in (
+        (GaussianMixtures(0), "flat prior"),
+        (GaussianMixtures(0).under_prior(1.4), "γ = −0.4"),
+    ):
+        merged = m.merge().mode()
+
+        def weighted(x, m=m):
+            surrogates = [a * q.log_prob(x) for a, q in zip(m.alpha, m.mixtures, strict=True)]
+            return sum(surrogates) + (m.gamma * m.prior.log_prob(x) if m.prior else 0.0)
+
+        title, scale = "two mixtures of three Gaussians", m.pulls(np.asarray(merged))
+        yield stationary(f"gradient at the merged mode, {gamma}", title, weighted, merged, scale)
 
 
 @equation(
@@ -360,9 +450,39 @@ class GaussianMixtures:
         self.means = rng.normal(scale=1.5, size=(T, K, 2))
         A = rng.normal(size=(T, K, 2, 4))
         self.precisions = A @ np.swapaxes(A, -1, -2) + 0.5 * np.eye(2)
+        self.diagonal = diagonal
         if diagonal:
             self.precisions = self.precisions * np.eye(2)
         self.alpha = rng.uniform(0.2, 1.0, size=T)
+        self.base, self.H0, self.gamma = rng.normal(size=2), np.zeros((2, 2)), 0.0
+
+    def under_prior(self, total: float):
+        """The same beside p_0^γ, with Σα = `total` and γ = 1 − Σα."""
+        self.alpha = self.alpha * (total / self.alpha.sum())
+        self.H0, self.gamma = np.array([[0.6, 0.2], [0.2, 0.4]]), 1 - total
+        return self
+
+    @functools.cached_property
+    def mixtures(self):
+        """The library's."""
+        family, precisions = bm.FullGaussian, self.precisions
+        if self.diagonal:
+            family, precisions = bm.DiagonalGaussian, np.diagonal(precisions, axis1=-2, axis2=-1)
+        members = jax.vmap(family.from_mean_precision)
+        return [
+            bm.Mixture(weights, members(jnp.asarray(means), jnp.asarray(H)))
+            for weights, means, H in zip(self.weights, self.means, precisions, strict=True)
+        ]
+
+    @property
+    def prior(self):
+        if not self.gamma:
+            return None
+        return bm.FullGaussian.from_mean_precision(jnp.asarray(self.base), jnp.asarray(self.H0))
+
+    def merge(self):
+        """The library's product."""
+        return bm.merge(self.mixtures, self.alpha, self.prior)
 
     def log_components(self, theta):
         """log π_k N(θ|θ_tk, H_tk⁻¹), (T, K)."""
@@ -375,18 +495,25 @@ class GaussianMixtures:
         return scipy.special.softmax(self.log_components(theta), axis=1)
 
     def log_density(self, theta):
-        """Σ_t α_t log q_t(θ)."""
-        return self.alpha @ scipy.special.logsumexp(self.log_components(theta), axis=1)
+        """γ log p_0(θ) + Σ_t α_t log q_t(θ), up to a constant."""
+        prior = -0.5 * self.gamma * (theta - self.base) @ self.H0 @ (theta - self.base)
+        return prior + self.alpha @ scipy.special.logsumexp(self.log_components(theta), axis=1)
+
+    def pulls(self, theta):
+        """The gradients of γ log p_0 and of every α_t log q_t, (1 + T, 2)."""
+        pulls = np.einsum("tkij,tkj->tki", self.precisions, self.means - theta)
+        tasks = np.einsum("t,tk,tki->ti", self.alpha, self.responsibilities(theta), pulls)
+        return np.vstack([self.gamma * self.H0 @ (self.base - theta), tasks])
 
     def gradient(self, theta):
-        pulls = np.einsum("tkij,tkj->tki", self.precisions, self.means - theta)
-        return np.einsum("t,tk,tki->i", self.alpha, self.responsibilities(theta), pulls)
+        return self.pulls(theta).sum(0)
 
     def step(self, theta, responsibilities=None):
         """FP-12."""
         pi = self.responsibilities(theta) if responsibilities is None else responsibilities
         H = np.einsum("tk,t,tkij->ij", pi, self.alpha, self.precisions)
-        return solve(H, np.einsum("tk,t,tkij,tkj->i", pi, self.alpha, self.precisions, self.means))
+        linear = np.einsum("tk,t,tkij,tkj->i", pi, self.alpha, self.precisions, self.means)
+        return solve(self.gamma * self.H0 + H, self.gamma * self.H0 @ self.base + linear)
 
     def climb(self, theta, steps=5000):
         """FP-12 until it no longer moves, and Σα log q along the way."""
@@ -406,25 +533,33 @@ class GaussianMixtures:
 )
 def fp_11():
     """Mixtures of an exponential family, in natural parameters. Here π_k carries the normaliser
-    of its component: for a mixture Σ w_kN_k it is w_k exp(−A(λ_k)). (Checked with the library's
-    components; its `Mixture` will be checked here when it exists.)"""
+    of its component: for a mixture Σ w_kN_k it is w_k exp(−A(λ_k)). `Mixture` has the density and
+    the responsibilities that scipy's normal densities give."""
     m = GaussianMixtures(0)
     components = [
         bm.FullGaussian.from_mean_precision(jnp.asarray(mean), jnp.asarray(H))
         for mean, H in zip(m.means[0], m.precisions[0], strict=True)
     ]
+    mixture = bm.Mixture(m.weights[0], components)
     log_pi = np.log(m.weights[0]) - np.array([q.log_partition() for q in components])
     for theta in np.random.default_rng(1).normal(size=(3, 2)):
         inner = [float(q.log_density(jnp.asarray(theta))) for q in components]
-        density = sum(
-            w * scipy.stats.multivariate_normal(mean, np.linalg.inv(H)).pdf(theta)
-            for w, mean, H in zip(m.weights[0], m.means[0], m.precisions[0], strict=True)
+        parts = np.array(
+            [
+                w * scipy.stats.multivariate_normal(mean, np.linalg.inv(H)).pdf(theta)
+                for w, mean, H in zip(m.weights[0], m.means[0], m.precisions[0], strict=True)
+            ]
         )
+        density, where, title = parts.sum(), theta.round(1), "three Gaussians in the plane"
+        printed = -scipy.special.logsumexp(log_pi + inner)
+        yield equal(f"at θ = {where}", title, printed, -np.log(density))
+        at = jnp.asarray(theta)
+        yield equal(f"`log_prob` at θ = {where}", title, -mixture.log_prob(at), -np.log(density))
         yield equal(
-            f"at θ = {theta.round(1)}",
-            "three Gaussians in the plane",
-            -scipy.special.logsumexp(log_pi + inner),
-            -np.log(density),
+            f"`responsibilities` at θ = {where}",
+            title,
+            mixture.responsibilities(at),
+            parts / density,
         )
 
 
@@ -437,26 +572,62 @@ def fp_11():
 def fp_12():
     """The mode of a product of mixtures by expectation-maximisation: FP-10 with components,
     weighted by how responsible each is. No step lowers the density, and it stops at a stationary
-    point; the best of the starts is the best point of a fine grid. (Written out here; the library's
-    own products of mixtures will be checked here when they exist.)"""
-    for seed in range(4):
-        m = GaussianMixtures(seed)
-        runs = [m.climb(start) for start in m.means.reshape(-1, 2)]
-        title = f"two mixtures of three Gaussians, number {seed + 1}"
+    point; the best of the starts is the best point of a fine grid. Written out here, and by the
+    library: a step is `minorizer(θ).mode()` of the product that `merge` gives, and its `mode` ends
+    where the best of the same starts does. A prior adds γH_0 and γH_0θ_0 to the two sums, and
+    nothing else changes, for γ < 0 too while the sum of the matrices stays positive definite."""
+    mode = jax.jit(lambda product, starts: product.mode(starts=starts))
+    step = jax.jit(lambda product, theta: product.minorizer(theta).mode())
+    settings = [GaussianMixtures(seed) for seed in range(4)]
+    settings += [GaussianMixtures(0).under_prior(total) for total in (0.6, 1.4)]
+    titles = [f"two mixtures of three Gaussians, number {i + 1}" for i in range(4)]
+    titles += ["number 1, γ = 0.4", "number 1, γ = −0.4"]
+    for m, title in zip(settings, titles, strict=True):
+        starts = m.means.reshape(-1, 2)
+        runs = [m.climb(start) for start in starts]
         falls = max(-np.diff(values).min() for _, values in runs)
         yield between("largest fall of Σα log q", title, falls, -np.inf, 1e-12, "≤ 1e-12")
         worst = max(np.linalg.norm(m.gradient(theta)) for theta, _ in runs)
         yield between("gradient at the end", title, worst, 0.0, 1e-7, "≤ 1e-7")
-        best = max(values[-1] for _, values in runs)
+        end, values = max(runs, key=lambda run: run[1][-1])
         grid = np.stack(np.meshgrid(*[np.linspace(-6, 6, 241)] * 2), -1).reshape(-1, 2)
         away = grid[:, None, None, :] - m.means
         distance = np.einsum("gtki,tkij,gtkj->gtk", away, m.precisions, away)
         log_det = np.linalg.slogdet(m.precisions)[1]
         logs = np.log(m.weights) + 0.5 * (log_det - distance) - np.log(2 * np.pi)
-        highest = (scipy.special.logsumexp(logs, axis=2) @ m.alpha).max()
-        yield between(
-            "best of a grid, less best found", title, highest - best, -0.1, 1e-9, "≤ 1e-9"
+        pull = np.einsum("gi,ij,gj->g", grid - m.base, m.H0, grid - m.base)
+        heights = scipy.special.logsumexp(logs, axis=2) @ m.alpha - 0.5 * m.gamma * pull
+        highest = heights.max() - values[-1]
+        yield between("best of a grid, less best found", title, highest, -0.1, 1e-9, "≤ 1e-9")
+
+        product, falls = m.merge(), []
+        for start in starts:
+            path = [jnp.asarray(start)]
+            for _ in range(200):
+                path.append(step(product, path[-1]))
+            falls.append(-np.diff([m.log_density(np.asarray(theta)) for theta in path]).min())
+        yield equal(
+            "`minorizer(θ).mode()` at every start",
+            title,
+            [step(product, jnp.asarray(start)) for start in starts],
+            [m.step(start) for start in starts],
         )
+        yield between("largest fall along these", title, max(falls), -np.inf, 1e-12, "≤ 1e-12")
+        found = np.asarray(mode(product, jnp.asarray(starts)))
+        yield equal("`mode`, the best of the same starts", title, found, end)
+        yield equal("`mode`: gradient", title, m.gradient(found), np.zeros(2), scale=m.pulls(found))
+
+
+def algorithm_1(m, alphas, theta):
+    """The loop that the paper runs, from one θ for every α."""
+    tau = np.diagonal(m.precisions, axis1=-2, axis2=-1)
+    for _ in range(3000):
+        away = theta[:, None, None, :] - m.means
+        logs = np.log(m.weights) + 0.5 * (np.log(tau) - tau * away**2).sum(-1)
+        pi = scipy.special.softmax(logs, axis=2) * alphas[:, :, None]
+        weight = np.einsum("atk,tkp->ap", pi, tau)
+        theta = np.einsum("atk,tkp->ap", pi, tau * m.means) / weight
+    return theta
 
 
 @equation(
@@ -464,23 +635,32 @@ def fp_12():
 )
 def fp_algorithm_1():
     """The loop that the paper runs, for diagonal precisions and a whole grid of weightings: every
-    weighting ends where FP-12 with matrices does. (With normalised components, see misprint 10;
-    written out here like FP-12.)"""
+    weighting ends where FP-12 with matrices does. (With normalised components, see misprint 10.)
+    `merge(…).mode()` of diagonal mixtures under `vmap` over the weightings ends where the loop does
+    from the same starts, and so does `preview`, over the whole grid with its corners; by default
+    the start is the mode of Π_t Π_k q_tk^{α_tπ_tk}."""
     m = GaussianMixtures(5, T=3, diagonal=True)
-    tau = np.diagonal(m.precisions, axis1=-2, axis2=-1)
-    alphas = np.asarray(bm.simplex_grid(3, 0.25))
-    alphas = alphas[(alphas > 0).all(1)]
-    theta = np.broadcast_to(m.means.mean((0, 1)), (len(alphas), 2))
-    for _ in range(3000):
-        away = theta[:, None, None, :] - m.means
-        logs = np.log(m.weights) + 0.5 * (np.log(tau) - tau * away**2).sum(-1)
-        pi = scipy.special.softmax(logs, axis=2) * alphas[:, :, None]
-        weight = np.einsum("atk,tkp->ap", pi, tau)
-        theta = np.einsum("atk,tkp->ap", pi, tau * m.means) / weight
+    every = np.asarray(bm.simplex_grid(3, 0.25))
+    alphas = every[(every > 0).all(1)]
+    centre, title = m.means.mean((0, 1)), "three mixtures of three Gaussians"
+    theta = algorithm_1(m, alphas, np.broadcast_to(centre, (len(alphas), 2)))
     for alpha, end in zip(alphas, theta, strict=True):
         m.alpha = alpha
-        single, _ = m.climb(m.means.mean((0, 1)), 3000)
-        yield equal(f"α = {alpha.round(2)}", "three mixtures of three Gaussians", end, single)
+        single, _ = m.climb(centre, 3000)
+        yield equal(f"α = {alpha.round(2)}", title, end, single)
+    mixtures, starts = m.mixtures, jnp.asarray(centre)[None]
+    modes = jax.vmap(lambda a: bm.merge(mixtures, a).mode(starts=starts))(jnp.asarray(alphas))
+    yield equal("`mode` under `vmap`, the same start", title, modes, theta)
+    blends = []
+    for alpha in every:
+        m.alpha = alpha
+        blends.append(m.step(centre, m.weights))
+    theta = algorithm_1(m, every, np.stack(blends))
+    modes = jax.vmap(lambda a: bm.merge(mixtures, a).mode())(jnp.asarray(every))
+    yield equal("`mode` under `vmap`, default start, whole grid", title, modes, theta)
+    seen = bm.preview(mixtures, every, lambda x: {"first": x[0], "second": x[1]}, progress=False)
+    parts = [np.asarray(seen.metrics[name]) for name in ("first", "second")]
+    yield equal("`preview`, whole grid", title, np.stack(parts, axis=1), theta)
 
 
 @equation(
@@ -543,20 +723,41 @@ class BetaMixtures:
     weights = np.array([[0.4, 0.3, 0.3], [0.3, 0.4, 0.3]])
     alpha = np.array([0.9, 0.6])
 
+    def __init__(self):
+        self.prior, self.gamma = None, 0.0
+        self.components = [
+            [bm.Beta.from_concentrations(float(a), float(b)) for a, b in zip(*pair, strict=True)]
+            for pair in zip(self.a, self.b, strict=True)
+        ]
+        pairs = zip(self.weights, self.components, strict=True)
+        self.mixtures = [bm.Mixture(*pair) for pair in pairs]
+
+    def under_prior(self):
+        """The same beside Beta(2, 2)^γ, γ = 1 − Σα = −½."""
+        self.prior, self.gamma = bm.Beta.from_concentrations(2.0, 2.0), 1 - self.alpha.sum()
+        return self
+
     def log_components(self, p):
         return np.log(self.weights) + scipy.stats.beta(self.a, self.b).logpdf(p)
 
     def log_density(self, p):
-        return self.alpha @ scipy.special.logsumexp(self.log_components(p), axis=1)
+        prior = self.gamma * scipy.stats.beta(2, 2).logpdf(p)
+        return prior + self.alpha @ scipy.special.logsumexp(self.log_components(p), axis=1)
+
+    def exponents(self, p):
+        """π̂_tkα_t."""
+        return scipy.special.softmax(self.log_components(p), axis=1) * self.alpha[:, None]
 
     def step(self, p):
         """FP-14: the library's merge of the components, weighted by π̂_tkα_t."""
-        pi = scipy.special.softmax(self.log_components(p), axis=1) * self.alpha[:, None]
-        components = [
-            bm.Beta.from_concentrations(float(a), float(b))
-            for a, b in zip(self.a.ravel(), self.b.ravel(), strict=True)
-        ]
-        return float(bm.merge(components, pi.ravel()).mode())
+        components = [q for mixture in self.components for q in mixture]
+        return float(bm.merge(components, self.exponents(p).ravel(), self.prior).mode())
+
+    def highest(self, p):
+        """FP-14: where γλ_0ᵀT + Σπ̂_tkα_tλ_tkᵀT, T = (log p, log(1 − p)), has no slope."""
+        s = self.gamma + np.sum(self.exponents(p) * (self.a - 1))
+        f = self.gamma + np.sum(self.exponents(p) * (self.b - 1))
+        return scipy.optimize.brentq(lambda x: s / x - f / (1 - x), 1e-9, 1 - 1e-9, xtol=1e-15)
 
 
 @equation(
@@ -567,7 +768,9 @@ class BetaMixtures:
 def fp_14():
     """The same for mixtures of any exponential family: a merge of all components with weights
     π̂_tkα_t. For Gaussians it is FP-12, for K = 1 the closed form in one step; for Betas every step
-    climbs, to a maximum that a fine grid confirms."""
+    climbs, to a maximum that a fine grid confirms. Likewise `minorizer(θ).mode()` and `mode` of the
+    product of `Mixture`s of Betas, with p_0 = Beta(2, 2) and γ = −½ too: the step is where the
+    printed sum, with γλ_0ᵀT(θ) in it, has no slope, by scipy."""
     m = GaussianMixtures(1)
     for theta in m.means[0]:
         components = [
@@ -598,6 +801,19 @@ def fp_14():
         bm.merge(gaussians, single.alpha).mode(),
         single.climb(start)[0],
     )
+    yield equal(
+        "K = 1: one step of `Mixture`s",
+        "Gaussians in the plane",
+        single.merge().minorizer(jnp.asarray(start)).mode(),
+        closed,
+    )
+    coins = [bm.Beta.from_concentrations(3.0, 5.0), bm.Beta.from_concentrations(7.0, 2.0)]
+    product = bm.merge([bm.Mixture([1.0], [q]) for q in coins], [0.9, 0.6])
+    counts = 0.9 * np.array([2.0, 4.0]) + 0.6 * np.array([6.0, 1.0])
+    found = [product.minorizer(jnp.array(0.1)).mode(), product.mode()]
+    yield equal(
+        "K = 1: one step, and `mode`, of `Mixture`s", "Betas", found, 2 * [counts[0] / sum(counts)]
+    )
 
     m, ends = BetaMixtures(), []
     for p in (0.1, 0.4, 0.7, 0.9):
@@ -620,3 +836,28 @@ def fp_14():
     yield between(
         "best of a grid, less best found", "Betas", highest - max(ends), -1e-3, 1e-9, "≤ 1e-9"
     )
+
+    step = jax.jit(lambda product, p: product.minorizer(p).mode())
+    starts = np.array([0.1, 0.4, 0.7, 0.9])
+    for title in ("Betas", "Betas, γ = −½"):
+        m = m if title == "Betas" else m.under_prior()
+        product, falls, ends = bm.merge(m.mixtures, m.alpha, m.prior), [], []
+        yield equal(
+            "`minorizer(p).mode()` at every start",
+            title,
+            [step(product, jnp.asarray(p)) for p in starts],
+            [m.highest(p) for p in starts],
+        )
+        for p in starts:
+            path = [jnp.asarray(p)]
+            for _ in range(60):
+                path.append(step(product, path[-1]))
+            falls.append(-np.diff([m.log_density(float(p)) for p in path]).min())
+            for _ in range(60):
+                p = m.highest(p)
+            ends.append(p)
+        yield between("largest fall along these", title, max(falls), -np.inf, 1e-12, "≤ 1e-12")
+        found = product.mode(starts=jnp.asarray(starts))
+        yield equal(
+            "`mode`, the best of the same starts", title, found, max(ends, key=m.log_density)
+        )

@@ -252,7 +252,8 @@ def misprint_10():
     """Line 4 writes p and p̃ for the same thing. The responsibilities need the normalised
     components: without |H_tk|^½ a narrow component gets too little, and the iteration ends where
     the density of the product still has a slope. They sum to one over k for each task, not over
-    all."""
+    all. Those of `Mixture` sum to one over its components and exceed the printed ones, in the
+    logarithm and up to a constant, by ½ log det H_tk; their merge ends where there is no slope."""
     for seed in (5, 6):
         m = GaussianMixtures(seed, T=3, diagonal=True)
         title = "three mixtures of three Gaussians"
@@ -279,6 +280,25 @@ def misprint_10():
             "normalised over all t and k: the next step moves", title, m.step(right, joint), right
         )
         yield equal("normalised over k: it stays", title, m.step(right), right)
+        mixtures, start = m.mixtures, m.means.mean((0, 1))
+        ours = np.stack([q.responsibilities(jnp.asarray(start)) for q in mixtures])
+        away = start - m.means
+        distance = np.einsum("tki,tkij,tkj->tk", away, m.precisions, away)
+        printed = scipy.special.softmax(np.log(m.weights) - 0.5 * distance, axis=1)
+        excess = np.diff(np.log(ours) - np.log(printed), axis=1)
+        halves = np.diff(0.5 * np.linalg.slogdet(m.precisions)[1], axis=1)
+        yield equal("`responsibilities`: sums over k", title, ours.sum(1), np.ones(3))
+        yield differs("printed, against these", title, printed, ours)
+        yield equal("log of these over the printed, against ½ log det H", title, excess, halves)
+        merged = np.asarray(m.merge().mode(starts=jnp.asarray(start)[None]))
+        yield between(
+            "`merge`: slope at the end",
+            title,
+            np.linalg.norm(m.gradient(merged)) / scale,
+            0.0,
+            1e-9,
+            "≤ 1e-9",
+        )
 
 
 @equation(

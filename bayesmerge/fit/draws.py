@@ -1,0 +1,149 @@
+"""Posteriors from draws of elsewhere, so that the output of MCMC can be multiplied.
+
+Products of moment-matched Gaussians are consensus Monte Carlo; products of kernel densities, which
+keep skewness and modes, are its nonparametric version.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from bayesmerge.families.checks import require, require_finite
+from bayesmerge.families.layout import Layout
+from bayesmerge.families.mixture import Mixture
+from bayesmerge.fit.curvature import Structure, require_known
+from bayesmerge.fit.expand import FAMILIES
+
+
+def moment_matched(draws: PyTree, *, structure: Structure = "full") -> Any:
+    r"""The Gaussian with the mean and covariance of draws, $\mathcal N(\bar\theta, \hat\Sigma)$,
+    $\hat\Sigma = \frac1{S-1}\sum_s(\theta_s-\bar\theta)(\theta_s-\bar\theta)^\top$.
+
+    Of all Gaussians the nearest to the sampled density p, min KL(p ‖ q). Draws of the posteriors of
+    shards (each with the prior, to be divided out by `merge`) make consensus Monte Carlo.
+
+    - `draws`: θ_s, a pytree whose leaves have a leading axis S, such as `mcmc.get_samples()` of
+      NumPyro. Take logarithms of positive parameters first: it is a Gaussian that is matched.
+    - `structure`: of the covariance, `"full"`, `"diagonal"` or `"isotropic"`.
+
+    **Returns** an `IsotropicGaussian`, `DiagonalGaussian` or `FullGaussian` over one θ.
+
+    **Raises** `ValueError` for draws that are not finite, of different numbers, too few to have the
+    covariance, or constant in a parameter.
+
+    ```python
+    >>> import jax, jax.numpy as jnp
+    >>> from bayesmerge.fit import moment_matched
+    >>> draws = {"w": jax.random.normal(jax.random.key(0), (4000, 2)) + 5.0}
+    >>> moment_matched(draws).mode()["w"].round(0)
+    Array([5., 5.], dtype=float32)
+
+    ```
+
+    Source: Scott et al. (2016), *Bayes and Big Data: The Consensus Monte Carlo Algorithm*.
+    """
+    require_known("structure", structure, Structure)
+    draws, layout, count = _checked(draws)
+    needed = layout.size + 1 if structure == "full" else 2
+    if count < needed:
+        raise ValueError(
+            f"there are {count} draws, and the {structure} covariance of {layout.size} parameters "
+            f"needs at least {needed}, better ten times as many. Draw more, or use "
+            "structure='diagonal'."
+        )
+    mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), draws)
+    precision = _precision(draws, mean, layout, structure)
+    return FAMILIES[structure].from_mean_precision(mean, precision)
+
+
+def kernel_density(
+    draws: PyTree,
+    *,
+    structure: Structure = "full",
+    bandwidth: float | None = None,
+    num_components: int | None = None,
+) -> Mixture:
+    r"""The mixture of a Gaussian kernel around every draw,
+    $q = \frac1K\sum_k\mathcal N(\theta_k, b^2\hat\Sigma)$.
+
+    - `draws`: θ_s, as in `moment_matched`.
+    - `structure`: of the covariance of all draws that is the kernel's shape.
+    - `bandwidth`: b; by default Scott's K^{−1/(P+4)}.
+    - `num_components`: K, draws taken at equal distances from all S; by default all.
+
+    **Returns** a `Mixture`. Its mode in a product is found by EM.
+
+    **Raises** `ValueError` as `moment_matched`, and for a bandwidth that is not positive or more
+    components than draws.
+
+    ```python
+    >>> import jax
+    >>> from bayesmerge.fit import kernel_density
+    >>> q = kernel_density(jax.random.exponential(jax.random.key(0), (500, 1)), num_components=100)
+    >>> q.num_components, bool(q.mode()[0] < 0.6)
+    (100, True)
+
+    ```
+
+    Source: Neiswanger, Wang & Xing (2014), *Asymptotically Exact, Embarrassingly Parallel MCMC*.
+    """
+    shape = moment_matched(draws, structure=structure)
+    draws, layout, count = _checked(draws)
+    K = count if num_components is None else num_components
+    if not 1 <= K <= count:
+        raise ValueError(f"num_components is {K}, and there are {count} draws to choose from.")
+    b = K ** (-1 / (layout.size + 4)) if bandwidth is None else bandwidth
+    if not b > 0:
+        raise ValueError(f"bandwidth is {b}, and it must be positive.")
+    chosen = jnp.arange(K) * count // K
+    precision = jax.tree.map(lambda x: x / b**2, shape.precision)
+
+    def kernel(centre: PyTree) -> Any:
+        q = type(shape)(linear=centre, precision=precision, layout=shape.layout)
+        return type(shape)(linear=q.multiply(centre), precision=precision, layout=shape.layout)
+
+    kernels = jax.vmap(kernel)(jax.tree.map(lambda x: x[chosen], draws))
+    return Mixture(jnp.ones(K), kernels)
+
+
+def _checked(draws: PyTree) -> tuple[PyTree, Layout, int]:
+    """Draws as finite arrays, the layout of one, and S."""
+    arrays = jax.tree.map(jnp.asarray, draws)
+    sizes = {
+        jax.tree_util.keystr(path): x.shape[0] if x.ndim else None
+        for path, x in jax.tree_util.tree_leaves_with_path(arrays)
+    }
+    if len(set(sizes.values())) != 1 or None in sizes.values():
+        raise ValueError(
+            f"draws must have a leading axis of S draws in every leaf, and first axes are {sizes}. "
+            "Chains are to be concatenated."
+        )
+    layout = Layout.of(jax.tree.map(lambda x: x[0], arrays), "draws")
+    return require_finite(arrays, "draws"), layout, next(iter(sizes.values())) or 0
+
+
+def _precision(
+    draws: PyTree, mean: PyTree, layout: Layout, structure: Structure
+) -> Float[Array, "..."] | PyTree:
+    message = (
+        "draws are constant in some direction, and the Gaussian with their covariance has no "
+        "density: leave out parameters that are fixed or determined by others, or draw more."
+    )
+    away = jax.tree.map(lambda x, m: x - m[None], draws, mean)
+    if structure == "full":
+        rows = jax.vmap(layout.ravel)(away)
+        covariance = rows.T @ rows / (len(rows) - 1)
+        scale = jnp.sqrt(jnp.diag(covariance))
+        correlation = covariance / jnp.outer(scale, scale)
+        smallest = jnp.linalg.eigvalsh(correlation)[0]
+        determined = smallest > len(rows) ** 0.5 * jnp.finfo(correlation.dtype).eps
+        inverse = jnp.linalg.inv(require(correlation, determined, message))
+        return 0.5 * (inverse + inverse.T) / jnp.outer(scale, scale)
+    variance = jax.tree.map(lambda x: jnp.sum(x**2, axis=0) / (len(x) - 1), away)
+    if structure == "isotropic":
+        mean_variance = jnp.mean(layout.ravel(variance))
+        return 1 / require(mean_variance, mean_variance > 0, message)
+    positive = jnp.all(layout.ravel(variance) > 0)
+    return jax.tree.map(lambda v: 1 / v, require(variance, positive, message))
