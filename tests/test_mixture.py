@@ -61,7 +61,8 @@ def test_samples_have_the_moments(case):
     ):
         spread = np.sqrt(np.asarray(variance))
         np.testing.assert_allclose(found.mean(0), mean, atol=5 * spread.max() / 20_000**0.5)
-        np.testing.assert_allclose(found.var(0), variance, rtol=0.1)
+        away = (np.asarray(found) - np.asarray(mean)[None]) ** 2
+        assert np.all(np.abs(away.mean(0) - variance) < 5 * away.std(0) / 20_000**0.5)
     single = q.sample(jax.random.key(1))
     assert jax.tree.structure(single) == jax.tree.structure(q.mean())
 

@@ -30,6 +30,7 @@ def ivon_method():
     return IVON(60, 60.0, 1 / 60, jnp.zeros(3), learning_rate=0.1, beta2=0.9)
 
 
+FOUR = list(zip(np.split(X, 4), np.split(Y, 4), strict=True))
 METHODS = {
     "von": (VON(PRIOR, structure="diagonal", num_samples=4), PRIOR),
     "ivon": (ivon_method(), ivon_method().init(jnp.zeros(3))),
@@ -82,7 +83,7 @@ def test_every_epoch_sees_every_example_once():
 
 
 def test_a_stream_gives_a_minibatch_a_step_and_resumes_in_its_middle():
-    batches = [(jnp.asarray(x), jnp.asarray(y)) for x, y in zip(np.split(X, 4), np.split(Y, 4))]
+    batches = [(jnp.asarray(x), jnp.asarray(y)) for x, y in FOUR]
     method, start = METHODS["ivon"]
     target = logistic(batches)
     assert target.num_examples == 60
@@ -108,7 +109,7 @@ class Interrupted:
 
 
 def test_an_interrupted_fit_continues_from_its_checkpoint(tmp_path):
-    batches = [(jnp.asarray(x), jnp.asarray(y)) for x, y in zip(np.split(X, 4), np.split(Y, 4))]
+    batches = [(jnp.asarray(x), jnp.asarray(y)) for x, y in FOUR]
     method, start = METHODS["ivon"]
     file = tmp_path / "fit.npz"
     options = {"num_steps": 20, "checkpoint": file, "progress": False}
@@ -142,22 +143,22 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
 
 def treacherous(theta, batch):
     """A loss that is NaN beyond 1."""
-    return jnp.where(theta > 1, jnp.nan, -theta) + 0 * batch
+    return jnp.where(theta > 1, jnp.nan, -theta) + 0 * batch[0]
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_nan_stops_the_fit_with_the_last_good_state(streamed):
-    data = [jnp.zeros(5)] if streamed else jnp.zeros(5)
-    target = bm.Target(treacherous, data)
-    method = IVON(5, 1e9, 0.0, None, learning_rate=0.2, beta1=0.0, debias=False)
-    start = method.init(jnp.array(0.0))
-    with pytest.raises(DivergenceError, match=r"step 6 gave numbers that are not finite") as error:
+    data = (jnp.zeros(5),)
+    target = bm.Target(treacherous, [data] if streamed else data)
+    method = IVON(5, 1e4, 0.0, None, learning_rate=0.2, beta1=0.0, debias=False)
+    start = method.init(jnp.array(0.1))
+    with pytest.raises(DivergenceError, match=r"step 5 gave numbers that are not finite") as error:
         run(method, target, start, num_steps=50, key=key(), progress=False)
     good = error.value.run
-    assert int(good.state.step) == 6
-    assert good.history["loss"].shape == (6,)
+    assert int(good.state.step) == 5
+    assert good.history["loss"].shape == (5,)
     assert np.isfinite(good.history["loss"]).all()
-    assert 1 < good.state.inner.params < 1.3
+    assert 1 < good.state.inner.params < 1.2
 
 
 def test_a_batch_of_keys_makes_fits_side_by_side():

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.nn import logsumexp, softmax
@@ -65,7 +66,7 @@ class Mixture(AbstractLazyPosterior):
             lambda: f"They are {weights.tolist()}.",
         )
         self.log_weights = jnp.log(weights / total)
-        self.means, self.heights = jax.lax.map(_mean_and_height, self.components)
+        self.means, self.heights = _means_and_heights(self.components)
 
     @property
     def layout(self) -> Layout:
@@ -124,7 +125,7 @@ class Mixture(AbstractLazyPosterior):
 
     def variance(self) -> PyTree:
         """Var[θ] = Σ_k π_k (Var_k + (μ_k − E[θ])²), entry by entry."""
-        variances = jax.lax.map(lambda q: q.variance(), self.components)
+        variances = _variances(self.components)
 
         def total(variance: Array, means: Array) -> Array:
             centre = _average(self.weights, means)
@@ -137,7 +138,7 @@ class Mixture(AbstractLazyPosterior):
         which_key, key = jax.random.split(key)
         which = jax.random.categorical(which_key, self.log_weights, shape=shape)
         keys = jax.random.split(key, self.num_components)
-        draws = jax.lax.map(lambda pair: pair[0].sample(pair[1], shape), (self.components, keys))
+        draws = _samples(self.components, keys, shape)
 
         def pick(drawn: Array) -> Array:
             index = which.reshape((1, *shape) + (1,) * (drawn.ndim - 1 - len(shape)))
@@ -153,9 +154,30 @@ def _average(weights: Float[Array, " K"], leaf: Array) -> Array:
     return jnp.tensordot(weights.astype(leaf.dtype), leaf, axes=1)
 
 
-def _mean_and_height(q: AbstractExponentialFamily) -> tuple[PyTree, Float[Array, ""]]:
-    mean = q.mean()
-    return mean, q.log_prob(mean)
+@eqx.filter_jit
+def _means_and_heights(components: Any) -> tuple[PyTree, Float[Array, " K"]]:
+    """The means of the components, and their log-densities there."""
+
+    def one(q: AbstractExponentialFamily) -> tuple[PyTree, Float[Array, ""]]:
+        mean = q.mean()
+        return mean, q.log_prob(mean)
+
+    return jax.lax.map(one, components)
+
+
+@eqx.filter_jit
+def _variances(components: Any) -> PyTree:
+    return jax.lax.map(lambda q: q.variance(), components)
+
+
+@eqx.filter_jit
+def _samples(components: Any, keys: Array, shape: tuple[int, ...]) -> PyTree:
+    return jax.lax.map(lambda pair: pair[0].sample(pair[1], shape), (components, keys))
+
+
+@eqx.filter_jit
+def _are_proper(components: Any) -> Bool[Array, ""]:
+    return jnp.all(jax.lax.map(lambda q: q.is_proper(), components))
 
 
 def _as_batch(components: Any) -> Any:
@@ -177,7 +199,7 @@ def _as_batch(components: Any) -> Any:
         )
     if components.batch_shape == (0,):
         raise ValueError("components is empty: a mixture needs at least one.")
-    if is_concrete(components) and not jnp.all(jax.lax.map(lambda q: q.is_proper(), components)):
+    if is_concrete(components) and not _are_proper(components):
         raise ValueError(
             "a component is improper, and a mixture needs normalised components: a quotient of "
             "posteriors can take away more than there is; multiply by a prior first."

@@ -10,6 +10,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
@@ -128,9 +129,7 @@ class Product(AbstractLazyPosterior):
         """Where it ends, the length of the gradient there, and the steps taken."""
         if starts is None:
             return _climb(self, self.blend().mode(), max_steps)
-        ends = jax.lax.map(lambda start: _climb(self, start, max_steps), starts)
-        best = jnp.argmax(jax.lax.map(self.log_density, ends[0]))
-        return jax.tree.map(lambda x: x[best], ends)
+        return _climb_from_all(self, starts, max_steps)
 
     def flat(self) -> "Product":
         """The same with the factors of inner products as factors."""
@@ -163,6 +162,14 @@ def _times(left: Any, right: Any, exponent: float) -> Any:
     return Product([left, right], jnp.array([1.0, exponent])).flat()
 
 
+@eqx.filter_jit
+def _climb_from_all(product: Product, starts: PyTree, max_steps: int) -> Climb:
+    ends = jax.lax.map(lambda start: _climb(product, start, max_steps), starts)
+    best = jnp.argmax(jax.lax.map(product.log_density, ends[0]))
+    return jax.tree.map(lambda x: x[best], ends)
+
+
+@eqx.filter_jit
 def _climb(product: Product, start: PyTree, max_steps: int) -> Climb:
     epsilon = max(jnp.finfo(dtype).eps for dtype in product.layout.dtypes)
 

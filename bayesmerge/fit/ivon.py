@@ -170,10 +170,10 @@ def ivon_optimiser(
                 f"gradients have shape {g.shape} and their noise {noise.shape}: take one gradient "
                 "at every sample, along the same leading axis."
             )
-        product = g**2 if hessian == "squared_gradients" else (h + delta) * noise * g
+        product = g**2 if hessian == "squared_gradients" else noise * g
         if g.ndim > h.ndim:
             g, product = jnp.mean(g, axis=0), jnp.mean(product, axis=0)
-        f = ess * product
+        f = ess * (product if hessian == "squared_gradients" else (h + delta) * product)
         a = beta1 * a + (1 - beta1) * g
         bent = 0.5 * (1 - beta2) ** 2 * (h - f) ** 2 / (h + delta)
         new_h = beta2 * h + (1 - beta2) * f + bent

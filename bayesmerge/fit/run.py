@@ -258,9 +258,9 @@ def _advance(
     last = state.step + steps
     begin = state.step
     per_epoch = 1 if batch_size is None else target.num_batches(batch_size)
-    root = jax.random.fold_in(jax.random.wrap_key_data(state.key), jnp.uint32(2**32 - 1))
 
     def order(step: Int[Array, ""]) -> PyTree:
+        root = jax.random.fold_in(jax.random.wrap_key_data(state.key), jnp.uint32(2**32 - 1))
         return target.order(jax.random.fold_in(root, step // per_epoch))
 
     def body(carry: Carry) -> Carry:
