@@ -4,14 +4,8 @@ from bayesmerge.fit.curvature import curvature, curvature_product
 from bayesmerge.fit.draws import kernel_density, moment_matched
 from bayesmerge.fit.expand import expand
 from bayesmerge.fit.expectation import elbo
-from bayesmerge.fit.ivon import (
-    IVON,
-    ivon,
-    ivon_noise,
-    ivon_optimiser,
-    ivon_posterior,
-    multi_ivon,
-)
+from bayesmerge.fit.ivon import IVON, ivon, multi_ivon
+from bayesmerge.fit.ivon_optimiser import ivon_noise, ivon_optimiser, ivon_posterior
 from bayesmerge.fit.laplace import laplace
 from bayesmerge.fit.likelihood import Likelihood
 from bayesmerge.fit.mixture_von import MixtureVON, mixture_von

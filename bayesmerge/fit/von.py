@@ -126,8 +126,8 @@ def von(
       Laplace posterior with that for its mean.
     - `num_samples`: draws a step, even: they come as m + d and m − d, which makes E_q[∇ℓ] exact
       where ℓ is quadratic.
-    - `resample`: `False` to use the same standard normal draws at every step. The fit is then
-      deterministic and converges to rounding error, to the fixed point of these draws.
+    - `resample`: `False` to use the same standard normal draws at every step, whatever the `key`.
+      The fit is then deterministic and converges to the fixed point of these draws.
     - `step_size`: ρ in (0, 1], or a schedule of the step's number (optax's serve). By default
       (t + 2)^−0.6, or 0.5 where draws are kept.
     - `num_steps`: how many steps.
