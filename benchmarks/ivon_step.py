@@ -2,7 +2,8 @@
 
 One Monte-Carlo sample, batch 128, float32, every step a compiled program whose arrays are donated:
 784-32-32-10 and 784-1024-1024-10 relu networks and a small convolutional one. `jax.random.normal`
-is IVON with the noise of jax.random in the place of its own.
+is IVON with the noise of jax.random in the place of its own. The two libraries race apart, for the
+threads of each disturb the other.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from bayesmerge.fit.noise import normal_like
 
 BATCH = 128
 EXAMPLES = 60_000.0
+MANY = 100
 
 
 def dense(key: Array, *shape: int) -> PyTree:
@@ -104,6 +106,36 @@ def stepper(model: str, optimiser: Any, noise_of: Any = None) -> Callable[[], An
     return call
 
 
+def scanned(model: str, optimiser: Any, steps: int) -> Callable[[], Any]:
+    """A call that takes many steps in one `lax.scan`."""
+    predict, params, x = network(model)
+    y = jax.random.randint(jax.random.key(1), (BATCH,), 0, 10)
+
+    def loss(params: PyTree) -> Array:
+        losses = optax.softmax_cross_entropy_with_integer_labels(predict(params, x), y)
+        return jnp.mean(losses)
+
+    def step(carry: Any, key: Array) -> Any:
+        params, state = carry
+        noise = ivon_noise(key, params, state)
+        gradient = jax.grad(loss)(optax.apply_updates(params, noise))
+        updates, state = optimiser.update(gradient, state, params, noise=noise)
+        return (optax.apply_updates(params, updates), state), None
+
+    start, keys = (params, optimiser.init(params)), jax.random.split(jax.random.key(2), steps)
+    run = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys)[0])
+    return functools.partial(run, start, keys)
+
+
+def repeated(call: Callable[[], Any], times: int) -> Callable[[], Any]:
+    def several() -> Any:
+        for _ in range(times - 1):
+            call()
+        return call()
+
+    return several
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=150)
@@ -116,10 +148,26 @@ def main() -> None:
             "bayesmerge IVON": stepper(model, ivon, ivon_noise),
             "with jax.random.normal": stepper(model, ivon, jax_noise),
         }
-        if has_torch:
-            contestants["torch AdamW"] = contestant("adamw", model)
-            contestants["ivon-opt"] = contestant("ivon", model)
         show(f"one step, {model}", race(contestants, repeats), reference="optax.adamw")
+        if has_torch:
+            pair = {
+                "torch AdamW": contestant("adamw", model),
+                "ivon-opt": contestant("ivon", model),
+            }
+            show(f"the same in PyTorch, {model}", race(pair, repeats), reference="torch AdamW")
+    in_jax = {
+        "optax.adamw": repeated(stepper("mlp32", optax.adamw(1e-3)), MANY),
+        "bayesmerge IVON": repeated(stepper("mlp32", ivon, ivon_noise), MANY),
+        "bayesmerge IVON in a lax.scan": scanned("mlp32", ivon, MANY),
+    }
+    show(f"{MANY} steps, mlp32", race(in_jax, repeats // 5), reference="optax.adamw")
+    if has_torch:
+        pair = {
+            "torch AdamW": repeated(contestant("adamw", "mlp32"), MANY),
+            "ivon-opt": repeated(contestant("ivon", "mlp32"), MANY),
+        }
+        timings = race(pair, repeats // 5)
+        show(f"{MANY} steps in PyTorch, mlp32", timings, reference="torch AdamW")
     size = 2_000_000
     tree = jnp.zeros((1000, size // 1000))
     keys = {name: jax.random.key(3) for name in ("own noise", "jax.random.normal")}

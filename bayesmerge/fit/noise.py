@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt32
 
-from bayesmerge.families.base import keys_like
-
 LOG = (
     0.999998764,
     -0.499871916,
@@ -28,14 +26,19 @@ LOG = (
 COSINE = (0.999999211, -19.7389804, 64.9286574, -85.2716215, 58.7904921, -21.0711056)
 """cos 2πt in t², for |t| ≤ ½, to 1e-6."""
 
+GOLDEN = 0x9E3779B9
+"""2³² over the golden ratio, which keeps the keys of many leaves apart."""
+
 
 def normal_like(key: PRNGKeyArray, tree: PyTree) -> PyTree:
     """ε ~ N(0, I), a pytree shaped as `tree`, float32."""
-    return jax.tree.map(lambda k, x: normal(k, jnp.shape(x)), keys_like(key, tree), tree)
+    leaves, structure = jax.tree.flatten(tree)
+    drawn = [normal(key, jnp.shape(x), number) for number, x in enumerate(leaves)]
+    return jax.tree.unflatten(structure, drawn)
 
 
-def normal(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """ε ~ N(0, I) of `shape`, float32.
+def normal(key: PRNGKeyArray, shape: tuple[int, ...], number: int = 0) -> Float[Array, "..."]:
+    """ε ~ N(0, I) of `shape`, float32, the array of this `number` that the key makes.
 
     **Raises** `ValueError` for 2³² elements or more, which have no index of 32 bits.
     """
@@ -45,6 +48,7 @@ def normal(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
             "fewer than 2**32 at once: split it into several leaves."
         )
     first, second = jax.random.key_data(key).ravel()[-2:]
+    second = second + jnp.uint32(number * GOLDEN % 2**32)
     return _box_muller(*_pcg3d(_index(shape), first, second))
 
 
