@@ -84,3 +84,9 @@ def test_draws_say_what_is_wrong():
         kernel_density(good, num_components=21)
     with pytest.raises(ValueError, match="bandwidth is 0"):
         kernel_density(good, bandwidth=0.0)
+
+
+def test_components_are_taken_from_all_of_many_draws():
+    draws = jnp.arange(3_000_000, dtype=jnp.float32)[:, None] / 3e6
+    q = kernel_density(draws, structure="diagonal", num_components=1000)
+    assert float(q.mean()[0]) == pytest.approx(0.5, abs=0.01)

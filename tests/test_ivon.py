@@ -233,6 +233,11 @@ def test_the_optimiser_says_what_is_wrong():
     noise = ivon_noise(key(), params, state, num_samples=2)
     with pytest.raises(ValueError, match="take one gradient at every sample"):
         optimiser.update(params, state, params, noise=noise)
+    noise = ivon_noise(key(1), params, state)
+    with pytest.raises(ValueError, match="gradients have the structure"):
+        optimiser.update({"a": params["in"], "b": params["out"]}, state, params, noise=noise)
+    with pytest.raises(ValueError, match=r"learning_rate is -1\.0"):
+        ivon_optimiser(-1.0, 10.0)
     with pytest.raises(TypeError, match="holds 0 states"):
         ivon_noise(key(), params, optax.adam(0.1).init(params))
     for option, value in {
@@ -328,3 +333,39 @@ def test_several_runs_and_stops_make_a_mixture():
     assert np.ptp(means, axis=0).min() > 0
     with pytest.raises(ValueError, match="numbers of steps in ascending order"):
         multi_ivon(target, prior, key=key(), num_runs=2, stops=(5, 5))
+
+
+def test_hyperparameters_may_be_injected():
+    params = {"w": jnp.ones(3, jnp.float32)}
+    injected = optax.inject_hyperparams(ivon_optimiser)(learning_rate=0.1, ess=10.0)
+    plain = ivon_optimiser(0.1, 10.0)
+
+    @jax.jit
+    def update(state, own):
+        noise = ivon_noise(key(), params, own)
+        return injected.update(params, state, params, noise=noise)[0]
+
+    found = update(injected.init(params), plain.init(params))
+    noise = ivon_noise(key(), params, plain.init(params))
+    expected, _ = plain.update(params, plain.init(params), params, noise=noise)
+    np.testing.assert_allclose(found["w"], expected["w"], rtol=1e-5)
+
+
+def test_starts_of_other_kinds_are_widened_or_refused():
+    target, *_ = diabetes()
+    prior = bm.IsotropicGaussian.from_mean_precision(jnp.zeros(10), 2.0)
+    q = bm.ivon(target, prior, key=key(), num_steps=2, start=prior, progress=False)
+    assert q.precision.shape == (10,)
+    full = bm.FullGaussian.from_mean_precision(jnp.zeros(10), jnp.eye(10))
+    with pytest.raises(TypeError, match="start is a FullGaussian"):
+        bm.ivon(target, prior, key=key(), num_steps=2, start=full, progress=False)
+    with pytest.raises(ValueError, match="prior and start"):
+        bm.ivon(target, prior, key=key(), num_steps=2, start=jnp.zeros(1), progress=False)
+
+
+def test_double_precision_parameters_decay_in_double_precision():
+    centre = jnp.array([1e9 + 10.0])
+    optimiser = ivon_optimiser(1.0, 1.0, weight_decay=1.0, centre=centre, beta1=0.0)
+    zero = jnp.zeros(1)
+    updates, _ = optimiser.update(zero, optimiser.init(centre), centre, noise=zero)
+    assert float(updates[0]) == 0

@@ -157,7 +157,7 @@ def test_mixtures_say_what_is_wrong():
     with pytest.raises(TypeError, match="one leading axis K"):
         bm.Mixture(np.ones(1), one)
     q = gaussians(0, 2)
-    with pytest.raises(ValueError, match="exponent -1, and expectation-maximisation climbs only"):
+    with pytest.raises(ValueError, match="Factor 1 is a Mixture with exponent -1"):
         q / q
     with pytest.raises(ValueError, match="`merge` takes one weighting"):
         bm.merge([q, q], np.ones((3, 2)))
@@ -167,3 +167,18 @@ def test_mixtures_say_what_is_wrong():
         bm.Product([q, q], np.ones(1))
     with pytest.raises(TypeError):
         q * 2.0
+
+
+def test_the_best_mode_is_found_where_densities_are_large():
+    """In float32 both log-densities are 5e7 here; their difference of two nats must not drown."""
+    with jax.enable_x64(False):
+        make = lambda mean: bm.IsotropicGaussian.from_mean_precision(jnp.array([mean]), 100.0)  # noqa: E731
+        q = bm.Mixture([0.1, 0.9], [make(1000.0), make(1002.0)]) * make(1001.0)
+        mode = q.mode(starts=jnp.array([[1000.0], [1002.0]]))
+    assert float(mode[0]) == pytest.approx(1001.5, abs=0.01)
+
+
+def test_negative_exponents_are_refused_under_jit_too():
+    q = gaussians(0, 2)
+    with pytest.raises(Exception, match="climbs only while exponents"):
+        jax.jit(lambda a: bm.merge([q, q], a).mode())(jnp.array([1.0, -1.0]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bayesmerge as bm
-from bayesmerge.fit import IVON, VON, DivergenceError, run
+from bayesmerge.fit import IVON, VON, DivergenceError, MixtureVON, run
 
 X = np.random.default_rng(0).normal(size=(60, 3))
 Y = (X @ [1.0, -1.0, 0.5] > 0).astype(float)
@@ -134,7 +134,7 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
     run(method, logistic(), start, key=key(), **options)
     with pytest.raises(ValueError, match="is of another fit"):
         run(*(METHODS["ivon"][0], logistic(), METHODS["ivon"][1]), key=key(), **options)
-    with pytest.raises(ValueError, match="or the keys differ"):
+    with pytest.raises(ValueError, match="the key or the batch size differ"):
         run(method, logistic(), start, key=key(3), **options)
     for bad, message in {"fit.pkl": "must end in .npz", "no/fit.npz": "no directory"}.items():
         with pytest.raises(ValueError, match=message):
@@ -192,3 +192,53 @@ def test_options_are_checked():
         run(method, logistic(), start, num_steps=1, batch_size=0, key=key())
     with pytest.raises(ValueError, match=r"step_size is 0"):
         VON(PRIOR, step_size=0.0)
+
+
+def test_a_checkpoint_of_another_task_or_prior_is_refused(tmp_path):
+    method, start = METHODS["von"]
+    options = {"num_steps": 4, "checkpoint": tmp_path / "fit.npz", "progress": False}
+    run(method, logistic(), start, key=key(), **options)
+    other = bm.Target.supervised(linear, "bernoulli", (jnp.asarray(X), jnp.asarray(1 - Y)))
+    with pytest.raises(ValueError, match="is of another fit"):
+        run(method, other, start, key=key(), **options)
+    with pytest.raises(ValueError, match="is of another fit"):
+        run(VON(PRIOR**2.0, structure="diagonal"), logistic(), start, key=key(), **options)
+    with pytest.raises(ValueError, match="num_steps is 3, and the fit to continue has taken 4"):
+        run(method, logistic(), start, key=key(), **{**options, "num_steps": 3})
+    (tmp_path / "bad.npz").write_bytes(b"not arrays")
+    with pytest.raises(ValueError, match="cannot be read"):
+        run(method, logistic(), start, key=key(), **{**options, "checkpoint": tmp_path / "bad.npz"})
+
+
+@pytest.mark.parametrize("seed", [jax.random.PRNGKey, lambda s: jax.random.key(s, impl="rbg")])
+def test_keys_of_every_kind_serve(seed):
+    method, start = METHODS["von"]
+    found = run(method, logistic(), start, num_steps=2, key=seed(3), progress=False)
+    assert found.history["elbo"].shape == (2,)
+
+
+def test_streams_have_batches_of_their_own():
+    batches = [(jnp.asarray(x), jnp.asarray(y)) for x, y in FOUR]
+    with pytest.raises(ValueError, match="sizes of their own"):
+        run(
+            *(METHODS["ivon"][0], logistic(batches), METHODS["ivon"][1]),
+            num_steps=1,
+            key=key(),
+            batch_size=5,
+        )
+
+
+def test_mixtures_run_side_by_side_from_a_mixture():
+    method = MixtureVON(PRIOR, structure="diagonal")
+    first = method.init(bm.Mixture(np.array([0.0, 1.0]), [PRIOR, PRIOR]))
+    starts = jax.tree.map(lambda x: jnp.stack([x, x]), first)
+    with jax.debug_key_reuse(False):  # it takes a mapped scan over keys for two uses
+        found = run(
+            method,
+            logistic(),
+            starts,
+            num_steps=3,
+            key=jax.random.split(key(), 2),
+            progress=False,
+        )
+    assert found.posterior.log_weights.shape == (2, 2)

@@ -10,7 +10,7 @@ import pytest
 import scipy
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 
 import bayesmerge as bm
 from bayesmerge.fit import VON, adamw_sg, elbo, natural_gradient_vi, run
@@ -407,3 +407,69 @@ def test_natural_gradients_say_what_is_wrong():
     large = isotropic(np.zeros(2000), 1.0)
     with pytest.raises(ValueError, match="2001 natural parameters"):
         natural_gradient_vi(coin, large, key=key())
+
+
+@pytest.mark.slow
+def test_better_posteriors_preview_better():
+    """Three separable pairs of digits under a weak prior: full Laplace, VON and mixture come nearer
+    to joint training in this order."""
+    x, y = load_digits(return_X_y=True)
+    x = np.column_stack([x / 16, np.ones(len(x))])
+    pairs = [(3, 8), (4, 9), (1, 7)]
+    tests, targets = [], []
+    for a, b in pairs:
+        mine = np.flatnonzero(np.isin(y, (a, b)))
+        data = jnp.asarray(x[mine]), jnp.asarray(y[mine] == b, float)
+        targets.append(bm.Target.supervised(linear, "bernoulli", (data[0][70:], data[1][70:])))
+        tests.append((data[0][:70], data[1][:70]))
+    prior, weights = isotropic(np.zeros(65), 0.1), bm.simplex_grid(3, 0.1)
+
+    def accuracy(w):
+        return jnp.mean(jnp.stack([jnp.mean((x @ w > 0) == (y > 0.5)) for x, y in tests]))
+
+    laplace = [bm.laplace(target, prior) for target in targets]
+    von = [
+        quiet(target, prior, start=q, num_samples=16)
+        for target, q in zip(targets, laplace, strict=True)
+    ]
+    mixture = [
+        bm.mixture_von(
+            target,
+            prior,
+            key=key(),
+            num_components=5,
+            start=q,
+            num_steps=150,
+            weight_step_size=1e-3,
+            progress=False,
+        )
+        for target, q in zip(targets, von, strict=True)
+    ]
+    joint = bm.joint_training(targets, weights, accuracy, prior, progress=False)
+    errors = [
+        bm.preview(q, weights, accuracy, prior, progress=False).compare(joint).mse
+        for q in (laplace, von, mixture)
+    ]
+    assert errors[1] < 0.9 * errors[0]
+    assert errors[2] < errors[1]
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "price"])
+def test_a_start_that_is_far_too_wide_does_not_throw_a_fit_off(curvature):
+    """The first improved step divides by the old precision, here a thousandth of the new one."""
+    target, prior, mean, precision = least_squares()
+    wide = bm.FullGaussian.from_mean_precision(jnp.zeros(10), jnp.eye(10))
+    options = {"curvature": curvature, "start": wide, "num_samples": 32}
+    few = {"num_components": 3, "weight_step_size": 1e-9, "progress": False}
+    mixture = bm.mixture_von(target, prior, key=key(), **few, **options)
+    for q in (quiet(target, prior, **options), mixture):
+        away = np.asarray(q.mean()) - mean
+        assert np.sqrt(away @ precision @ away / 10) < 1
+
+
+def test_zero_is_no_step_size_and_schedules_are_watched():
+    target, prior, *_ = cancer()
+    with pytest.raises(ValueError, match=r"step_size is 0"):
+        quiet(target, prior, step_size=0.0)
+    with pytest.raises(Exception, match=r"left \[0, 1\]"):
+        quiet(target, prior, start=wrong_start(), step_size=lambda t: 3.0, num_steps=1)

@@ -35,6 +35,10 @@ class AbstractPosterior(eqx.Module):
         """argmax_θ log q(θ)."""
 
     @abc.abstractmethod
+    def log_ratio(self, theta: PyTree, reference: PyTree) -> Float[Array, ""]:
+        """log q(θ)/q(θ'), with θ' the `reference`: of use where log q is too large to subtract."""
+
+    @abc.abstractmethod
     def minorizer(self, theta: PyTree) -> "AbstractExponentialFamily":
         """The member of an exponential family that touches log q at θ from below, up to a
         constant."""

@@ -55,6 +55,10 @@ class AbstractConjugateFamily(AbstractExponentialFamily):
         at_boundary = self.log_density(theta) - self.log_partition()
         return jnp.where(inside, self._log_prob_inside(safe), at_boundary)
 
+    def log_ratio(self, theta: PyTree, reference: PyTree) -> Float[Array, ""]:
+        """⟨λ, T(θ) − T(θ')⟩."""
+        return self.log_density(theta) - self.log_density(reference)
+
     def log_ratio_to_mean(self, theta: PyTree, mean: PyTree) -> Float[Array, ""]:
         """⟨λ, T(θ) − T(m)⟩."""
         return self.log_density(theta) - self.log_density(mean)

@@ -131,6 +131,12 @@ class AbstractGaussian(AbstractExponentialFamily):
         distance = self._distance(self._theta(theta), self._solve(factor, self.linear))
         return 0.5 * (log_determinant - distance - self.layout.size * LOG_2PI)
 
+    def log_ratio(self, theta: PyTree, reference: PyTree) -> Float[Array, ""]:
+        """(θ − θ')ᵀ(η − ½Λ(θ + θ'))."""
+        middle = jax.tree.map(lambda x, y: 0.5 * (x + y), theta, reference)
+        slope = jax.tree.map(jnp.subtract, self.linear, self.multiply(middle))
+        return tree_dot(jax.tree.map(jnp.subtract, theta, reference), slope)
+
     def log_ratio_to_mean(self, theta: PyTree, mean: PyTree) -> Float[Array, ""]:
         """−½‖θ − μ‖²_Λ."""
         return -0.5 * self._distance(theta, mean)

@@ -96,6 +96,10 @@ class Mixture(AbstractLazyPosterior):
         """log q(θ)."""
         return self.log_prob(theta)
 
+    def log_ratio(self, theta: PyTree, reference: PyTree) -> Float[Array, ""]:
+        """log q(θ)/q(θ')."""
+        return self.log_prob(theta) - self.log_prob(reference)
+
     def responsibilities(self, theta: PyTree) -> Float[Array, " K"]:
         """π̂_k = π_k q_k(θ)/q(θ)."""
         return softmax(self.log_joint(self.components._theta(theta)))
@@ -133,8 +137,9 @@ class Mixture(AbstractLazyPosterior):
 
         return jax.tree.map(total, variances, self.means)
 
-    def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> PyTree:
+    def sample(self, key: PRNGKeyArray, shape: int | tuple[int, ...] = ()) -> PyTree:
         """Independent draws θ ~ q, `shape` in front of every leaf's own shape."""
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
         which_key, key = jax.random.split(key)
         which = jax.random.categorical(which_key, self.log_weights, shape=shape)
         keys = jax.random.split(key, self.num_components)

@@ -88,7 +88,7 @@ class Product(AbstractLazyPosterior):
             self.layout.require_same(factor.layout, "the factors of a product")
         if is_concrete(self.exponents):
             require_finite(self.exponents, "exponents")
-            self._require_uphill()
+        self.exponents = self._require_uphill()
 
     @property
     def layout(self) -> Layout:
@@ -98,6 +98,11 @@ class Product(AbstractLazyPosterior):
     def log_density(self, theta: PyTree) -> Float[Array, ""]:
         """Σ_t α_t log q_t(θ)."""
         logs = jnp.stack([factor.log_density(theta) for factor in self.factors])
+        return jnp.sum(self.exponents.astype(logs.dtype) * logs)
+
+    def log_ratio(self, theta: PyTree, reference: PyTree) -> Float[Array, ""]:
+        """Σ_t α_t log q_t(θ)/q_t(θ')."""
+        logs = jnp.stack([factor.log_ratio(theta, reference) for factor in self.factors])
         return jnp.sum(self.exponents.astype(logs.dtype) * logs)
 
     def minorizer(self, theta: PyTree) -> Any:
@@ -145,15 +150,21 @@ class Product(AbstractLazyPosterior):
         powers = [member**a for member, a in zip(members, self.exponents, strict=True)]
         return functools.reduce(operator.mul, powers)
 
-    def _require_uphill(self) -> None:
-        for t, factor in enumerate(self.factors):
-            if not isinstance(factor, AbstractExponentialFamily) and self.exponents[t] < 0:
-                raise ValueError(
-                    f"factor {t} is a {type(factor).__name__} with exponent "
-                    f"{float(self.exponents[t]):.6g}, and expectation-maximisation climbs only "
-                    "while exponents of mixtures are not negative. Use a Gaussian for what is "
-                    "divided out (a prior, removed data), or weights ≥ 0."
-                )
+    def _require_uphill(self) -> Float[Array, " T"]:
+        """The exponents, or an error where one of a mixture is negative."""
+        lazy = [not isinstance(factor, AbstractExponentialFamily) for factor in self.factors]
+        downhill = jnp.asarray(lazy) & (self.exponents < 0)
+
+        def which() -> str:
+            t = int(jnp.argmax(downhill))
+            kind, exponent = type(self.factors[t]).__name__, float(self.exponents[t])
+            return f"Factor {t} is a {kind} with exponent {exponent:.6g}."
+
+        message = (
+            "expectation-maximisation climbs only while exponents of mixtures are not negative. "
+            "Use a Gaussian for what is divided out (a prior, removed data), or weights ≥ 0."
+        )
+        return require(self.exponents, ~jnp.any(downhill), message, which)
 
 
 def _times(left: Any, right: Any, exponent: float) -> Any:
@@ -165,7 +176,8 @@ def _times(left: Any, right: Any, exponent: float) -> Any:
 @eqx.filter_jit
 def _climb_from_all(product: Product, starts: PyTree, max_steps: int) -> Climb:
     ends = jax.lax.map(lambda start: _climb(product, start, max_steps), starts)
-    best = jnp.argmax(jax.lax.map(product.log_density, ends[0]))
+    first = jax.tree.map(lambda x: x[0], ends[0])
+    best = jnp.argmax(jax.lax.map(lambda end: product.log_ratio(end, first), ends[0]))
     return jax.tree.map(lambda x: x[best], ends)
 
 

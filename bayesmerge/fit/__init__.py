@@ -4,11 +4,11 @@ from bayesmerge.fit.curvature import curvature, curvature_product
 from bayesmerge.fit.draws import kernel_density, moment_matched
 from bayesmerge.fit.expand import expand
 from bayesmerge.fit.expectation import elbo
-from bayesmerge.fit.ivon import IVON, ivon, multi_ivon
+from bayesmerge.fit.ivon import IVON, Trained, ivon, multi_ivon
 from bayesmerge.fit.ivon_optimiser import ivon_noise, ivon_optimiser, ivon_posterior
 from bayesmerge.fit.laplace import laplace
 from bayesmerge.fit.likelihood import Likelihood
-from bayesmerge.fit.mixture_von import MixtureVON, mixture_von
+from bayesmerge.fit.mixture_von import Components, MixtureVON, mixture_von
 from bayesmerge.fit.natural_gradient import NaturalGradient, natural_gradient_vi
 from bayesmerge.fit.optimise import ConvergenceWarning, Mode, find_mode
 from bayesmerge.fit.run import DivergenceError, Run, State, run
@@ -19,6 +19,7 @@ from bayesmerge.fit.von import VON, von
 __all__ = [
     "IVON",
     "VON",
+    "Components",
     "ConvergenceWarning",
     "DivergenceError",
     "JointTarget",
@@ -29,6 +30,7 @@ __all__ = [
     "Run",
     "State",
     "Target",
+    "Trained",
     "Training",
     "adamw_sg",
     "curvature",

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.families.checks import require, require_finite
@@ -97,7 +98,7 @@ def kernel_density(
     b = K ** (-1 / (layout.size + 4)) if bandwidth is None else bandwidth
     if not b > 0:
         raise ValueError(f"bandwidth is {b}, and it must be positive.")
-    chosen = jnp.arange(K) * count // K
+    chosen = np.arange(K) * count // K
     precision = jax.tree.map(lambda x: x / b**2, shape.precision)
 
     def kernel(centre: PyTree) -> Any:

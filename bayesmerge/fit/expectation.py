@@ -59,7 +59,7 @@ def loss_at(target: AbstractTarget, kind: Estimator, structure: Structure) -> At
 def elbo(
     target: AbstractTarget,
     posterior: Any,
-    prior: AbstractGaussian | None = None,
+    prior: Any = None,
     *,
     key: PRNGKeyArray,
     num_samples: int = 100,
@@ -72,7 +72,7 @@ def elbo(
 
     - `target`: ℓ, in nats.
     - `posterior`: q, any with `sample` and `log_prob`: exponential families and mixtures.
-    - `prior`: p_0; `None` for that of the target, or else a flat one.
+    - `prior`: p_0, of any family; `None` for that of the target, or else a flat one.
     - `key`, `num_samples`: of the draws that the expectation is estimated from.
 
     **Returns** a scalar, in nats.
@@ -90,7 +90,9 @@ def elbo(
 
     Source: FP equation 7.
     """
-    require_kinds(target, prior)
+    require_kinds(target, None)
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}, and it must be at least 1.")
     prior = target.prior if prior is None else prior
     draws = posterior.sample(key, (num_samples,))
 
@@ -101,7 +103,7 @@ def elbo(
 
 
 def _log_ratio(
-    target: AbstractTarget, posterior: Any, prior: AbstractGaussian | None, theta: PyTree
+    target: AbstractTarget, posterior: Any, prior: Any, theta: PyTree
 ) -> Float[Array, ""]:
     ratio = -target.total(theta) - posterior.log_prob(theta)
     return ratio if prior is None else ratio + prior.log_prob(theta)
@@ -109,6 +111,6 @@ def _log_ratio(
 
 @eqx.filter_jit
 def _mean_log_ratio(
-    target: AbstractTarget, posterior: Any, prior: AbstractGaussian | None, draws: PyTree
+    target: AbstractTarget, posterior: Any, prior: Any, draws: PyTree
 ) -> Float[Array, ""]:
     return jnp.mean(jax.lax.map(lambda d: _log_ratio(target, posterior, prior, d), draws))

@@ -5,12 +5,13 @@ the mean loss at perturbed parameters θ = m + σε, σ = (λ(h + δ))^{−½}.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import is_concrete
 from bayesmerge.families.diagonal import DiagonalGaussian
@@ -18,7 +19,6 @@ from bayesmerge.families.layout import Layout
 from bayesmerge.fit.curvature import require_known
 from bayesmerge.fit.noise import normal_like
 from bayesmerge.fit.run import Schedule
-from bayesmerge.fit.von import at_step
 
 HessianEstimator: TypeAlias = Literal["price", "squared_gradients"]
 
@@ -40,16 +40,16 @@ class IVONState(NamedTuple):
 
 
 def ivon_optimiser(
-    learning_rate: float | Schedule,
-    ess: float | int,
+    learning_rate: ArrayLike | Schedule,
+    ess: ArrayLike,
     *,
-    hess_init: float = 1.0,
-    beta1: float = 0.9,
-    beta2: float = 0.99999,
-    weight_decay: float | PyTree = 1e-4,
+    hess_init: Any = 1.0,
+    beta1: Any = 0.9,
+    beta2: Any = 0.99999,
+    weight_decay: ArrayLike | PyTree = 1e-4,
     centre: PyTree | None = None,
     hessian: HessianEstimator = "price",
-    clip_radius: float = math.inf,
+    clip_radius: Any = math.inf,
     rescale_lr: bool = True,
     debias: bool = True,
 ) -> Any:
@@ -79,7 +79,9 @@ def ivon_optimiser(
 
     **Returns** an `optax.GradientTransformationExtraArgs`; it works inside `jit`, `lax.scan` and
     `optax.chain`. Perturbed parameters are values of their own, so that an exception leaves nothing
-    perturbed; the state holds the step's number; a and h are float32 whatever θ is.
+    perturbed; the state holds the step's number; a and h are float32 whatever θ is. It is one
+    optimiser for all parameters: within `optax.masked` or `optax.MultiSteps` it does not see the
+    noise of what it updates; average over samples instead (`ivon_noise(…, num_samples=S)`).
 
     **Raises** `ValueError` for options out of range.
 
@@ -109,7 +111,7 @@ def ivon_optimiser(
     """
     import optax
 
-    require_options(ess, hess_init, beta1, beta2, weight_decay, clip_radius)
+    require_options(ess, hess_init, beta1, beta2, weight_decay, clip_radius, learning_rate)
     require_known("hessian", hessian, HessianEstimator)
 
     def init(params: PyTree) -> IVONState:
@@ -133,8 +135,15 @@ def ivon_optimiser(
                 "`optimiser.update(grads, state, params, noise=noise)` with the gradients at "
                 "`optax.apply_updates(params, noise)`."
             )
+        given, expected = str(jax.tree.structure(updates)), str(jax.tree.structure(params))
+        if given != expected:
+            raise ValueError(
+                f"gradients have the structure {given}, and parameters {expected}: they must be "
+                "the same."
+            )
         t = state.steps + 1
-        lr = at_step(learning_rate, state.steps).astype(jnp.float32)
+        lr = learning_rate(state.steps) if callable(learning_rate) else learning_rate
+        lr = jnp.asarray(lr, jnp.float32)
         bias = 1 - beta1 ** t.astype(jnp.float32) if debias else 1.0
         centres, decays = like(centre, params), like(state.weight_decay, params)
         trees = (params, centres, decays, state.momentum, state.hessian, updates, noise)
@@ -169,9 +178,9 @@ def ivon_optimiser(
         a = beta1 * a + (1 - beta1) * g
         bent = 0.5 * (1 - beta2) ** 2 * (h - f) ** 2 / (h + delta)
         new_h = beta2 * h + (1 - beta2) * f + bent
-        offset = m.astype(jnp.float32) - centre
+        offset = (m - centre).astype(jnp.float32)
         step = (a / bias + delta * offset) / (new_h + delta)
-        if math.isfinite(clip_radius):
+        if clip_radius is not math.inf:
             step = jnp.clip(step, -clip_radius, clip_radius)
         alpha = lr * (hess_init + delta) if rescale_lr else lr
         return (-alpha * step).astype(m.dtype), a, new_h
@@ -252,22 +261,25 @@ def like(tree: PyTree, params: PyTree) -> PyTree:
 
 
 def require_options(
-    ess: float | int = 1.0,
-    hess_init: float = 1.0,
-    beta1: float = 0.0,
-    beta2: float = 0.0,
+    ess: ArrayLike = 1.0,
+    hess_init: Any = 1.0,
+    beta1: Any = 0.0,
+    beta2: Any = 0.0,
     weight_decay: Any = 0.0,
-    clip_radius: float = math.inf,
+    clip_radius: Any = math.inf,
+    learning_rate: Any = 1.0,
 ) -> None:
-    def require_that(holds: bool, name: str, value: Any, rule: str) -> None:
-        if not holds:
+    def require_that(holds: Callable[[Any], Any], name: str, value: Any, rule: str) -> None:
+        if is_concrete(value) and not all(np.all(holds(x)) for x in jax.tree.leaves(value)):
             raise ValueError(f"{name} is {value}, and it must be {rule}.")
 
-    require_that(0 < ess < math.inf, "ess", ess, "positive: the number of examples")
-    require_that(0 < hess_init < math.inf, "hess_init", hess_init, "positive")
-    require_that(0 <= beta1 < 1, "beta1", beta1, "in [0, 1)")
-    require_that(0 <= beta2 < 1, "beta2", beta2, "in [0, 1)")
-    require_that(clip_radius > 0, "clip_radius", clip_radius, "positive")
-    if is_concrete(weight_decay):
-        smallest = min(float(np.min(x)) for x in jax.tree.leaves(weight_decay))
-        require_that(smallest >= 0, "weight_decay", smallest, "at least 0")
+    positive: Callable[[Any], Any] = lambda x: (np.asarray(x) > 0) & np.isfinite(x)  # noqa: E731
+    fraction: Callable[[Any], Any] = lambda x: (np.asarray(x) >= 0) & (np.asarray(x) < 1)  # noqa: E731
+    require_that(positive, "ess", ess, "positive: the number of examples")
+    require_that(positive, "hess_init", hess_init, "positive")
+    require_that(fraction, "beta1", beta1, "in [0, 1)")
+    require_that(fraction, "beta2", beta2, "in [0, 1)")
+    require_that(lambda x: np.asarray(x) > 0, "clip_radius", clip_radius, "positive")
+    require_that(lambda x: np.asarray(x) >= 0, "weight_decay", weight_decay, "at least 0")
+    if not callable(learning_rate):
+        require_that(positive, "learning_rate", learning_rate, "positive, or a schedule")

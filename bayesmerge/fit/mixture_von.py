@@ -38,6 +38,8 @@ from bayesmerge.fit.von import (
 NEGLIGIBLE_WEIGHT = 1e-3
 """Weight, relative to 1/K, below which a component has collapsed."""
 
+LEAST_LOG_WEIGHT = -50.0
+
 
 class Components(NamedTuple):
     """π and N(μ_c, P_c⁻¹) on their way: the state of `MixtureVON`."""
@@ -70,6 +72,10 @@ class MixtureVON(AbstractMethod):
         require_step_size("step_size", self.step_size)
         require_step_size("weight_step_size", self.weight_step_size)
 
+    def init(self, start: Mixture) -> Components:
+        """From a mixture of Gaussians; weights of zero become small ones."""
+        return Components(jnp.maximum(start.log_weights, LEAST_LOG_WEIGHT), start.components)
+
     def step(
         self, inner: Components, target: AbstractTarget, t: Int[Array, ""], key: PRNGKeyArray
     ) -> tuple[Components, dict[str, Float[Array, ""]]]:
@@ -85,9 +91,7 @@ class MixtureVON(AbstractMethod):
             q, mean, key = component
             found = expectation(q, mean, q.deviations(key, self.num_samples // 2), h)
             new, down = improved_step(q, found.gradient, found.curvature, rho)
-            size = stable(
-                rho, target, self.prior, mean, found.gradient, down, self.structure, self.curvature
-            )
+            size = stable(rho, target, self.prior, mean, found.gradient, down, self.curvature)
             return moved_to(new, mean, down, size), found.value
 
         gaussians, values = jax.lax.map(one, (inner.gaussians, mixture.means, keys))
@@ -125,6 +129,8 @@ class MixtureVON(AbstractMethod):
 
     def posterior(self, inner: Components) -> Mixture:
         """q."""
+        if inner.log_weights.ndim == 2:
+            return jax.vmap(self.posterior)(inner)
         return Mixture(jnp.exp(inner.log_weights), inner.gaussians)
 
 
@@ -159,7 +165,7 @@ def mixture_von(
     - `target`, `prior`, `key`, `curvature`, `num_samples`, `resample`, `num_steps`, `batch_size`,
       `checkpoint`, `progress`: as in `von`; `num_samples` for each component. `"price"` for
       `curvature` is the Hessian-free variant, G_c = sym E_c[P_c(θ − μ_c)∇hᵀ].
-    - `num_components`: K.
+    - `num_components`: K; that of `start` where it is a mixture.
     - `structure`: of the components.
     - `start`: a `Mixture` to start from; or q or θ as in `von`, and K components are drawn around.
     - `spread`: how far apart these are drawn, in standard deviations of q.
@@ -205,7 +211,7 @@ def mixture_von(
             for q in unstack(start.components)
         ]
         gaussians = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-        first = Components(start.log_weights, gaussians)
+        first = method.init(Mixture(start.weights, gaussians))
     else:
         q = starting_gaussian(target, prior, structure, method.curvature, start)
         first = _around(q, num_components, spread, jax.random.fold_in(key, 1))

@@ -4,8 +4,10 @@ step goes wrong."""
 import abc
 import contextlib
 import functools
+import hashlib
 import os
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeAlias
@@ -111,7 +113,8 @@ def run(
     - `batch_size`: examples a step; by default all.
     - `state`: of an earlier run to continue.
     - `checkpoint`: a file (`.npz`) to save the state to, every half minute and at the end, also
-      where that is an interruption; if it exists the fit continues from it.
+      where that is an interruption; if it exists the fit continues from it. It knows the options,
+      arrays and key it belongs to (but not functions and streams) and is refused by another fit.
     - `progress`: whether to show a progress bar, or a name for it.
 
     **Returns** a `Run`.
@@ -139,12 +142,24 @@ def run(
         raise ValueError(f"num_steps is {num_steps}, and it must not be negative.")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, and it must be at least 1, or None for all.")
-    file = None if checkpoint is None else Checkpoint(Path(checkpoint))
+    if batch_size is not None and target.is_streamed:
+        raise ValueError(
+            f"batch_size is {batch_size}, and the data are a stream whose minibatches have sizes "
+            "of their own: leave batch_size out, or pass arrays."
+        )
     if state is None:
-        state = State(jnp.zeros(key.shape, int), jax.random.key_data(key), start)
+        words = _words(key)
+        state = State(jnp.zeros(words.shape[:-1], int), words, start)
     told: list[Told] = []
-    if file is not None:
+    file = None
+    if checkpoint is not None:
+        file = Checkpoint(Path(checkpoint), _fingerprint(method, target, state, batch_size))
         state, told = file.load(state)
+    if state.taken > num_steps:
+        raise ValueError(
+            f"num_steps is {num_steps}, and the fit to continue has taken {state.taken} already: "
+            "num_steps counts those too."
+        )
     name = progress if isinstance(progress, str) else None
     with tqdm(total=num_steps, initial=state.taken, desc=name, disable=not progress) as bar:
         keeping = contextlib.nullcontext() if file is None else file.kept()
@@ -167,6 +182,29 @@ def run(
                         _finished(method, state, told),
                     )
     return _finished(method, state, told)
+
+
+def _words(key: Array) -> Array:
+    """Two words that a key is made of, whatever its kind."""
+    is_key = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return (jax.random.key_data(key) if is_key else key)[..., -2:]
+
+
+def _key(words: Array) -> PRNGKeyArray:
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
+
+
+def _fingerprint(
+    method: AbstractMethod, target: AbstractTarget, state: State, batch_size: int | None
+) -> str:
+    """A hash of what a fit starts from: options, data in arrays, start, key and batch size."""
+    seen = hashlib.sha256(repr(batch_size).encode())
+    for tree in (method, target, state.inner, state.key):
+        for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array_like)):
+            array = np.asarray(leaf)
+            seen.update(f"{array.dtype} {array.shape}".encode())
+            seen.update(np.ascontiguousarray(array).tobytes())
+    return seen.hexdigest()
 
 
 def _finished(method: AbstractMethod, state: State, told: list[Told]) -> Run:
@@ -236,7 +274,7 @@ def _try(
     method: AbstractMethod, state: State, target: AbstractTarget
 ) -> tuple[State, dict[str, Array], Bool[Array, ""]]:
     """The next state, and whether it is finite."""
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    key = jax.random.fold_in(_key(state.key), state.step)
     inner, told = method.step(state.inner, target, state.step, key)
     floats = eqx.filter(inner, eqx.is_inexact_array)
     new = State(state.step + 1, state.key, inner)
@@ -260,7 +298,7 @@ def _advance(
     per_epoch = 1 if batch_size is None else target.num_batches(batch_size)
 
     def order(step: Int[Array, ""]) -> PyTree:
-        root = jax.random.fold_in(jax.random.wrap_key_data(state.key), jnp.uint32(2**32 - 1))
+        root = jax.random.fold_in(_key(state.key), jnp.uint32(2**32 - 1))
         return target.order(jax.random.fold_in(root, step // per_epoch))
 
     def body(carry: Carry) -> Carry:
@@ -298,27 +336,33 @@ class Checkpoint:
 
     SUFFIX: ClassVar[str] = ".npz"
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, fingerprint: str):
         if path.suffix != self.SUFFIX:
             raise ValueError(f"checkpoint is '{path}', and it must end in {self.SUFFIX}.")
         if not path.parent.is_dir():
             raise ValueError(f"checkpoint is '{path}', and there is no directory '{path.parent}'.")
         self.path = path
+        self.fingerprint = fingerprint
 
     def load(self, like: State) -> tuple[State, list[Told]]:
         """The saved state, shaped as `like`; or `like` where there is no file."""
         if not self.path.exists():
             return like, []
-        with np.load(self.path, allow_pickle=False) as saved:
-            arrays = dict(saved)
-        leaves, structure = jax.tree.flatten(like)
-        expected = {f"state {i}": jnp.shape(x) for i, x in enumerate(leaves)}
-        found = {name: x.shape for name, x in arrays.items() if name.startswith("state")}
-        if found != expected or not np.array_equal(arrays["state 1"], like.key):
+        try:
+            with np.load(self.path, allow_pickle=False) as saved:
+                arrays = dict(saved)
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
-                f"checkpoint '{self.path}' is of another fit: its arrays have shapes {found}, and "
-                f"those of this one {expected}; or the keys differ. Continue with the same "
-                "arguments, or give another file name."
+                f"checkpoint '{self.path}' cannot be read: {error}. If it is no file of `run`, "
+                "give another name; if it is a damaged one, delete it and start anew."
+            ) from error
+        leaves, structure = jax.tree.flatten(like)
+        found = arrays.get("fingerprint", np.array("none")).item()
+        if found != self.fingerprint:
+            raise ValueError(
+                f"checkpoint '{self.path}' is of another fit: the method's options, the data, the "
+                "start, the key or the batch size differ. Continue with the same arguments, or "
+                "give another file name."
             )
         restored = [jnp.asarray(arrays[f"state {i}"], x.dtype) for i, x in enumerate(leaves)]
         told = {n.removeprefix("told "): x for n, x in arrays.items() if n.startswith("told")}
@@ -328,6 +372,7 @@ class Checkpoint:
         """Write state and history."""
         names = told[0] if told else ()
         arrays = {f"state {i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+        arrays["fingerprint"] = np.array(self.fingerprint)
         arrays |= {f"told {name}": np.concatenate([part[name] for part in told]) for name in names}
         unfinished = self.path.with_name(f".{self.path.name}.part")
         try:

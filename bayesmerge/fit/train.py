@@ -32,6 +32,10 @@ class Training(AbstractMethod):
     prior: AbstractGaussian | None
     num_examples: int
 
+    def init(self, start: PyTree) -> Trained:
+        """From parameters θ."""
+        return Trained(start, self.optimiser.init(start))
+
     def step(
         self, inner: Trained, target: AbstractTarget, t: Int[Array, ""], key: PRNGKeyArray
     ) -> tuple[Trained, dict[str, Float[Array, ""]]]:
@@ -102,10 +106,11 @@ def adamw_sg(
     optimiser = optax.adamw(1e-3, weight_decay=0.0) if optimiser is None else optimiser
     start = require_finite(as_arrays(starting_point(target, prior, start), "start")[0], "start")
     target.check(start)
+    method = Training(optimiser, prior, target.num_examples)
     params = run(
-        Training(optimiser, prior, target.num_examples),
+        method,
         target,
-        Trained(start, optimiser.init(start)),
+        method.init(start),
         num_steps=num_steps,
         key=key,
         batch_size=batch_size,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import tree_dot
+from bayesmerge.families.checks import require
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import as_arrays
 from bayesmerge.fit.curvature import Kind, Structure, curvature_product, require_known
@@ -76,7 +77,8 @@ class VON(AbstractMethod):
         G = jax.tree.map(jnp.subtract, fresh.precision, q.precision)
         step = plain_step if self.curvature in NEVER_INDEFINITE else improved_step
         new, down = step(q, gradient, G, rho)
-        rho = stable(rho, target, self.prior, mean, gradient, down, self.structure, self.curvature)
+        if self.structure != "full" or self.curvature not in NEVER_INDEFINITE:
+            rho = stable(rho, target, self.prior, mean, gradient, down, self.curvature)
         return moved_to(new, mean, down, rho), {"elbo": bound}
 
     def posterior(self, inner: Any) -> Any:
@@ -111,8 +113,8 @@ def von(
     until $g = 0$ and $S = E_q[\nabla^2\ell] + H_0$. Where G can be indefinite the step is
     $S \leftarrow S + \rho G + \tfrac12\rho^2 GS^{-1}G$ with the old S in that of m, which keeps S
     positive definite whatever G is; for the other kinds of curvature S + ρG is an average of
-    positive-definite matrices. Where S is not full, the step of m goes no further than to the
-    minimum along its direction, which needs one product with the curvature.
+    positive-definite matrices. Where S is not full, or that of the last step, the step of m
+    goes no further than to the minimum along its direction, for one product with the curvature.
 
     - `target`: ℓ_t, with per-example losses that are summed.
     - `prior`: p_0 = N(θ_0, H_0⁻¹); `None` for that of the target, or else a flat one.
@@ -122,8 +124,8 @@ def von(
     - `curvature`: what stands for ∇²ℓ: a kind of `bayesmerge.curvature`, or `"price"` for none at
       all, E_q[∇²ℓ] being estimated from gradients by Price's theorem. By default the GGN for
       supervised targets and the Hessian for others.
-    - `start`: q or θ to start from; by default the Laplace posterior, found from θ_0. From a θ, the
-      Laplace posterior with that for its mean.
+    - `start`: q to start from; by default the Laplace posterior. Or θ, from which that posterior is
+      searched for instead of from θ_0.
     - `num_samples`: draws a step, even: they come as m + d and m − d, which makes E_q[∇ℓ] exact
       where ℓ is quadratic.
     - `resample`: `False` to use the same standard normal draws at every step, whatever the `key`.
@@ -161,7 +163,7 @@ def von(
         curvature=curvature or ("ggn" if target.has_model else "hessian"),
         num_samples=num_samples,
         resample=resample,
-        step_size=step_size or (RobbinsMonro() if resample else 0.5),
+        step_size=(RobbinsMonro() if resample else 0.5) if step_size is None else step_size,
     )
     first = starting_gaussian(target, prior, structure, method.curvature, start)
     return run(
@@ -197,14 +199,10 @@ def stable(
     mean: PyTree,
     gradient: PyTree,
     down: PyTree,
-    structure: Structure,
     curvature: Estimator,
 ) -> Float[Array, ""]:
-    """ρ, or where it is smaller the step gᵀd/‖d‖²_{H + H_0} to the minimum along d = Λ⁻¹g. A full Λ
-    holds all curvature, and d needs no such bound; other structures leave out correlations, along
-    which ρd can go P times too far."""
-    if structure == "full":
-        return rho
+    """ρ, or where it is smaller the step gᵀd/‖d‖²_{H + H_0} to the minimum along d = Λ⁻¹g: a Λ
+    without correlations goes up to P times too far, and one that is too small by as much."""
     kind: Kind = "hessian" if curvature == "price" else curvature
     bend = tree_dot(down, curvature_product(target, mean, down, kind))
     if prior is not None:
@@ -246,9 +244,13 @@ def starting_gaussian(
     return start
 
 
-def at_step(size: float | Schedule, t: Int[Array, ""]) -> Float[Array, ""]:
-    """The size of step t."""
-    return jnp.asarray(size(t) if callable(size) else size, float)
+def at_step(size: float | Schedule, t: Int[Array, ""], most: float = 1.0) -> Float[Array, ""]:
+    """The size of step t, in [0, most]."""
+    if not callable(size):
+        return jnp.asarray(size, float)
+    value = jnp.asarray(size(t), float)
+    message = f"a schedule of step sizes left [0, {most:g}]: scale what it returns."
+    return require(value, (value >= 0) & (value <= most), message, lambda: f"It gave {value}.")
 
 
 def require_step_size(name: str, size: Any, most: float = 1.0) -> None:
