@@ -244,7 +244,7 @@ def multi_ivon(
     - `start`: as in `ivon`, common to all runs, or a function from a key to such a start.
     - `options`: any others of `ivon`, but for `checkpoint`.
 
-    **Returns** a `Mixture` of `DiagonalGaussian`s.
+    **Returns** a `Mixture` with diagonal components.
 
     **Warns** and **raises** as `ivon`, and `ValueError` for stops that do not ascend.
 
