@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy
 from cases import FAMILIES, Case
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bayesmerge as bm
@@ -20,6 +20,7 @@ def mixture(case: Case, rng, K=3):
 
 
 @given(families, seeds)
+@settings(max_examples=12)
 def test_density_and_responsibilities_are_those_of_the_components(case, seed):
     rng = np.random.default_rng(seed)
     members, weights = [case.make(rng) for _ in range(3)], rng.dirichlet(np.ones(3))
@@ -30,6 +31,7 @@ def test_density_and_responsibilities_are_those_of_the_components(case, seed):
 
 
 @given(families, seeds)
+@settings(max_examples=12)
 def test_the_minorizer_touches_from_below(case, seed):
     rng = np.random.default_rng(seed)
     q, here, there = mixture(case, rng), case.point(rng), case.point(rng)
@@ -39,6 +41,7 @@ def test_the_minorizer_touches_from_below(case, seed):
 
 
 @given(families, seeds)
+@settings(max_examples=12)
 def test_a_mixture_of_one_is_its_component(case, seed):
     rng = np.random.default_rng(seed)
     one, theta = case.make(rng), case.point(rng)
@@ -68,6 +71,7 @@ def test_samples_have_the_moments(case):
 
 
 @given(families, seeds)
+@settings(max_examples=12)
 def test_no_step_towards_a_mode_goes_downhill(case, seed):
     rng = np.random.default_rng(seed)
     product = bm.Product([mixture(case, rng), mixture(case, rng)], rng.uniform(0.2, 1.5, 2))
