@@ -267,9 +267,17 @@ def diabetes():
     return target, np.linalg.solve(precision, x.T @ y + 0.6), np.diag(precision)
 
 
-@pytest.mark.parametrize("options", [{}, {"mc_samples": 3}, {"batch_size": 100}])
-def test_ivon_finds_the_posterior_of_linear_regression(options):
-    """Within Monte-Carlo error, here a tenth of the standard deviation and 3 % of the precision."""
+@pytest.mark.parametrize(
+    ("options", "spread", "spread_of_average"),
+    [
+        ({}, 0.044, 0.014),
+        ({"mc_samples": 3}, 0.027, 0.010),
+        ({"batch_size": 100}, 0.063, 0.029),
+    ],
+)
+def test_ivon_finds_the_posterior_of_linear_regression(options, spread, spread_of_average):
+    """Within Monte-Carlo error: the mean to a tenth of a standard deviation, precisions and their
+    average to four of the relative standard deviations that eight keys gave."""
     target, mean, precision = diabetes()
     prior = bm.IsotropicGaussian.from_mean_precision(0.3 * jnp.ones(10), 2.0)
     schedule = optax.schedules.cosine_decay_schedule(0.3, 4000)
@@ -284,11 +292,13 @@ def test_ivon_finds_the_posterior_of_linear_regression(options):
         **options,
     )
     assert np.sqrt(np.mean((q.mean() - mean) ** 2 * precision)) < 0.1
-    np.testing.assert_allclose(q.precision, precision, rtol=0.2)
-    assert np.mean(q.precision / precision) == pytest.approx(1.0, abs=0.03)
+    ratios = np.asarray(q.precision) / precision
+    assert np.abs(ratios - 1).max() < 4 * spread
+    assert abs(ratios.mean() - 1) < 4 * spread_of_average
 
 
 def test_fine_tuning_starts_from_a_posterior():
+    """Five steps with β_2 = 0.99999 move h by 5e-5 times the spread of its estimate."""
     target, mean, precision = diabetes()
     pretrained = bm.DiagonalGaussian.from_mean_precision(jnp.asarray(mean), jnp.asarray(precision))
     q = bm.ivon(

@@ -242,3 +242,11 @@ def test_mixtures_run_side_by_side_from_a_mixture():
             progress=False,
         )
     assert found.posterior.log_weights.shape == (2, 2)
+
+
+def test_a_checkpoint_knows_the_names_among_the_options(tmp_path):
+    options = {"num_steps": 2, "checkpoint": tmp_path / "fit.npz", "progress": False}
+    run(VON(PRIOR, structure="diagonal"), logistic(), PRIOR, key=key(), **options)
+    other = VON(PRIOR, structure="diagonal", curvature="price")
+    with pytest.raises(ValueError, match="is of another fit"):
+        run(other, logistic(), PRIOR, key=key(), **options)

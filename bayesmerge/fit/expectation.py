@@ -77,6 +77,8 @@ def elbo(
 
     **Returns** a scalar, in nats.
 
+    **Raises** `ValueError` without samples, `TypeError` for a posterior that has none to give.
+
     ```python
     >>> import jax, jax.numpy as jnp, bayesmerge as bm
     >>> from bayesmerge.fit import elbo
@@ -93,6 +95,11 @@ def elbo(
     require_kinds(target, None)
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}, and it must be at least 1.")
+    if not hasattr(posterior, "sample"):
+        raise TypeError(
+            f"posterior is a {type(posterior).__name__}, from which there are no draws: pass an "
+            "exponential family or a `Mixture`."
+        )
     prior = target.prior if prior is None else prior
     draws = posterior.sample(key, (num_samples,))
 

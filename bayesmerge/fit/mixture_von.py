@@ -6,6 +6,7 @@ write them as averages over draws of q weighted by N_c/q; drawing from N_c itsel
 One component is VON.
 """
 
+import math
 import os
 import warnings
 from typing import Any, ClassVar, NamedTuple
@@ -195,6 +196,8 @@ def mixture_von(
         raise ValueError(
             f"num_components is {num_components}, and a mixture needs at least one component."
         )
+    if not 0 <= spread < math.inf:
+        raise ValueError(f"spread is {spread}, and it must be finite and not negative.")
     prior = target.prior if prior is None else prior
     method = MixtureVON(
         prior=prior,

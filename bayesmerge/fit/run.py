@@ -198,7 +198,8 @@ def _fingerprint(
     method: AbstractMethod, target: AbstractTarget, state: State, batch_size: int | None
 ) -> str:
     """A hash of what a fit starts from: options, data in arrays, start, key and batch size."""
-    seen = hashlib.sha256(repr(batch_size).encode())
+    names = [leaf for leaf in jax.tree.leaves(method) if isinstance(leaf, str)]
+    seen = hashlib.sha256(repr((type(method).__name__, names, batch_size)).encode())
     for tree in (method, target, state.inner, state.key):
         for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array_like)):
             array = np.asarray(leaf)
