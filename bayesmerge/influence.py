@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.families.base import tree_dot
+from bayesmerge.families.checks import tell
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
 from bayesmerge.fit.curvature import Kind
-from bayesmerge.fit.optimise import tell
 from bayesmerge.fit.target import Target
 from bayesmerge.removal import (
     every_row,

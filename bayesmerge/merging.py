@@ -130,15 +130,10 @@ def _product(qs: list[Any], alpha: Float[Array, " T"], prior: Any) -> Any:
 
 
 def _lazy_product(qs: list[Any], alpha: Array, prior: Any) -> Product:
-    if alpha.ndim == 2:
-        raise ValueError(
-            f"weights have shape {alpha.shape}, and with mixtures `merge` takes one weighting, "
-            f"shape ({alpha.shape[1]},). Use `preview` for many, or `jax.vmap` over weights."
-        )
     if prior is None:
-        return Product(qs, alpha).flat()
-    gamma = 1 - jnp.sum(alpha)
-    return Product([prior, *qs], jnp.concatenate([gamma[None], alpha])).flat()
+        return Product(qs, alpha)
+    gamma = 1 - jnp.sum(alpha, axis=-1, keepdims=True)
+    return Product([prior, *qs], jnp.concatenate([gamma, alpha], axis=-1))
 
 
 def _require_feasible(merged: Any, qs: list[Any], alpha: Array, prior: Any) -> None:

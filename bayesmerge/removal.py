@@ -20,19 +20,23 @@ from jax.scipy.linalg import cho_solve
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from bayesmerge.families.checks import is_concrete, require, require_finite
+from bayesmerge.families.checks import (
+    ConvergenceWarning,
+    is_concrete,
+    require,
+    require_finite,
+    tell,
+)
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.curvature import Kind, curvature_product, curvature_rows, require_known
 from bayesmerge.fit.curvature import curvature as curvature_of
 from bayesmerge.fit.optimise import (
-    ConvergenceWarning,
     Method,
     Objective,
     require_kinds,
     search,
-    tell,
 )
 from bayesmerge.fit.target import Target
 

@@ -2,8 +2,9 @@
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -12,6 +13,11 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 T = TypeVar("T")
+
+
+class ConvergenceWarning(UserWarning):
+    """An optimiser stopped short, or a posterior was expanded away from the mode."""
+
 
 _checking = contextvars.ContextVar("checking", default=True)
 
@@ -77,3 +83,11 @@ def require_finite(tree: T, name: str) -> T:
 
     message = f"{name} must be finite, and it holds NaN or infinite values."
     return require(tree, all_finite(tree), message, where)
+
+
+def tell(report: Callable[..., None], values: tuple[Array, ...], **options: Any) -> None:
+    """`report(*values)`, now or, where values are traced, when the program runs."""
+    if is_concrete(values):
+        report(*values, **options)
+    else:
+        jax.debug.callback(functools.partial(report, **options), *values)

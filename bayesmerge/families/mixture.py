@@ -12,7 +12,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray, PyTree
 from bayesmerge.families.base import AbstractExponentialFamily
 from bayesmerge.families.checks import is_concrete, require, require_finite
 from bayesmerge.families.layout import Layout
-from bayesmerge.families.product import MAX_STEPS, AbstractLazyPosterior, Product
+from bayesmerge.families.maxima import MAX_STEPS, Starts
+from bayesmerge.families.product import AbstractLazyPosterior, Product
 
 
 class Mixture(AbstractLazyPosterior):
@@ -107,17 +108,17 @@ class Mixture(AbstractLazyPosterior):
     def minorizer(self, theta: PyTree) -> Any:
         """Π_k q_k^{π̂_k}, π̂ the responsibilities at θ: up to a constant it touches q at θ from
         below (Jensen), which is the E-step of FP-12 and FP-14."""
-        return self._geometric_mean(self.responsibilities(theta))
+        return self.geometric_mean(self.responsibilities(theta))
 
     def blend(self) -> Any:
         """Π_k q_k^{π_k}, the geometric mean of the components."""
-        return self._geometric_mean(self.weights)
+        return self.geometric_mean(self.weights)
 
-    def mode(self, starts: PyTree | None = None, *, max_steps: int = MAX_STEPS) -> PyTree:
+    def mode(
+        self, starts: Starts | PyTree | None = "means", *, max_steps: int = MAX_STEPS
+    ) -> PyTree:
         """The highest of the maxima found from all means, or from `starts`, as `Product.mode`."""
-        return Product([self], jnp.ones(1)).mode(
-            self.means if starts is None else starts, max_steps=max_steps
-        )
+        return Product([self], jnp.ones(1)).mode(starts, max_steps=max_steps)
 
     def is_proper(self) -> Bool[Array, ""]:
         """Whether q has a normaliser: always, for components have."""
@@ -151,7 +152,8 @@ class Mixture(AbstractLazyPosterior):
 
         return jax.tree.map(pick, draws)
 
-    def _geometric_mean(self, exponents: Float[Array, " K"]) -> Any:
+    def geometric_mean(self, exponents: Float[Array, " K"]) -> Any:
+        """Π_k q_k^{w_k}, w = `exponents`."""
         return jax.tree.map(lambda leaf: _average(exponents, leaf), self.components)
 
 

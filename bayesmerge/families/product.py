@@ -1,28 +1,31 @@
-"""Products of posteriors that have no closed form: Π_t q_t(θ)^{α_t}, lazily.
-
-One loop, θ ← mode(Π_t minorizer_t(θ)^{α_t}), finds their modes: FP-12 for mixtures of Gaussians,
-FP-14 for mixtures of any exponential family.
-"""
+"""Products of posteriors that have no closed form: Π_t q_t(θ)^{α_t}, lazily."""
 
 import abc
 import functools
 import operator
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, PyTree
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from bayesmerge.families.base import AbstractExponentialFamily, AbstractPosterior, tree_dot
-from bayesmerge.families.checks import is_concrete, require, require_finite
-from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.base import AbstractPosterior
+from bayesmerge.families.checks import (
+    ConvergenceWarning,
+    is_concrete,
+    require,
+    require_finite,
+    tell,
+)
+from bayesmerge.families.climb import is_single, minorizer, repeat
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.maxima import MAX_STEPS, Maxima, Starts, find_maxima
 
-Climb: TypeAlias = tuple[PyTree, Float[Array, ""], Int[Array, ""]]
-
-MAX_STEPS = 1000
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class AbstractLazyPosterior(AbstractPosterior):
@@ -46,17 +49,35 @@ class AbstractLazyPosterior(AbstractPosterior):
         return _times(other, self, -1.0)
 
     def __pow__(self, exponent: ArrayLike) -> "Product":
-        return Product([self], jnp.asarray(exponent, float)[None]).flat()
+        return Product([self], jnp.asarray(exponent, float)[None])
+
+
+def over_weightings(method: Method) -> Method:
+    """Let a method written for exponents (T,) map over leading axes of them."""
+
+    @functools.wraps(method)
+    def mapped(product: "Product", *args: Any, **kwargs: Any) -> Any:
+        if product.exponents.ndim == 1:
+            return method(product, *args, **kwargs)
+
+        def one(exponents: Array) -> Any:
+            return mapped(product.with_exponents(exponents), *args, **kwargs)
+
+        return jax.vmap(one)(product.exponents)
+
+    return mapped  # type: ignore[return-value]
 
 
 class Product(AbstractLazyPosterior):
     r"""$p(\theta) \propto \prod_t q_t(\theta)^{\alpha_t}$ of any posteriors over one θ.
 
     - `factors`: q_t, exponential families and mixtures of them.
-    - `exponents`: α, shape (T,). Those of mixtures must not be negative: the mode is found by
+    - `exponents`: α, shape (T,), or (A, T) for many weightings of the same factors: what methods
+      return then has A in front. Those of mixtures must not be negative: modes are found by
       expectation-maximisation, which would go downhill.
 
-    **Raises** `ValueError` for exponents of another length, or negative ones of mixtures.
+    **Raises** `ValueError` for exponents of another length, or negative ones of mixtures, and for
+    factors of different layouts.
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
@@ -66,6 +87,9 @@ class Product(AbstractLazyPosterior):
     >>> right = bm.IsotropicGaussian.from_mean_precision(jnp.array([0.5]), 1.0)
     >>> (two * right).mode()
     Array([0.95...], dtype=float32)
+    >>> found = (two * right).maxima().distinct()
+    >>> found.params.round(2).ravel(), found.converged.all()
+    (Array([ 0.95, -0.85], dtype=float32), Array(True, dtype=bool))
 
     ```
 
@@ -73,147 +97,180 @@ class Product(AbstractLazyPosterior):
     """
 
     factors: list[Any]
-    exponents: Float[Array, " T"]
+    exponents: Float[Array, "*A T"]
 
     def __init__(self, factors: Any, exponents: ArrayLike | Sequence[float]):
-        self.factors = list(factors)
-        self.exponents = jnp.asarray(exponents, float)
-        if self.exponents.shape != (len(self.factors),):
+        factors, exponents = list(factors), jnp.asarray(exponents, float)
+        if not factors or exponents.shape[-1:] != (len(factors),):
             raise ValueError(
-                f"exponents have shape {self.exponents.shape}, and for {len(self.factors)} factors "
-                f"they must have shape ({len(self.factors)},). For many weightings use `merge` and "
-                "`jax.vmap`, or `preview`."
+                f"exponents have shape {exponents.shape}, and for {len(factors)} factors they must "
+                f"have shape ({len(factors)},), or ({len(factors)},) behind an axis of weightings."
             )
-        for factor in self.factors:
-            self.layout.require_same(factor.layout, "the factors of a product")
-        if is_concrete(self.exponents):
-            require_finite(self.exponents, "exponents")
-        self.exponents = self._require_uphill()
+        for factor in factors:
+            _require_factor(factor)
+            factors[0].layout.require_same(factor.layout, "the factors of a product")
+        if is_concrete(exponents):
+            require_finite(exponents, "exponents")
+        self.factors, exponents = _flat(factors, exponents)
+        self.exponents = self._require_uphill(exponents)
+
+    def with_exponents(self, exponents: Float[Array, "*A T"]) -> "Product":
+        """The same factors with other exponents; nothing is checked."""
+        return eqx.tree_at(lambda p: p.exponents, self, exponents)
 
     @property
     def layout(self) -> Layout:
         """The layout of θ."""
         return self.factors[0].layout
 
-    def log_density(self, theta: PyTree) -> Float[Array, ""]:
+    @over_weightings
+    def log_density(self, theta: PyTree) -> Float[Array, "*A"]:
         """Σ_t α_t log q_t(θ)."""
         logs = jnp.stack([factor.log_density(theta) for factor in self.factors])
         return jnp.sum(self.exponents.astype(logs.dtype) * logs)
 
-    def log_ratio(self, theta: PyTree, reference: PyTree) -> Float[Array, ""]:
+    @over_weightings
+    def log_ratio(self, theta: PyTree, reference: PyTree) -> Float[Array, "*A"]:
         """Σ_t α_t log q_t(θ)/q_t(θ')."""
         logs = jnp.stack([factor.log_ratio(theta, reference) for factor in self.factors])
         return jnp.sum(self.exponents.astype(logs.dtype) * logs)
 
+    @over_weightings
     def minorizer(self, theta: PyTree) -> Any:
-        """Π_t minorizer_t(θ)^{α_t}."""
+        """Π_t minorizer_t(θ)^{α_t}: its mode is the EM step of FP-12 and FP-14."""
         return self._product([factor.minorizer(theta) for factor in self.factors])
 
+    @over_weightings
     def blend(self) -> Any:
         """Π_t blend_t^{α_t}, every mixture replaced by the geometric mean of its components."""
         return self._product([factor.blend() for factor in self.factors])
 
-    def mode(self, starts: PyTree | None = None, *, max_steps: int = MAX_STEPS) -> PyTree:
-        r"""A local maximum, the best that is reached from `starts`, by
-        $\theta \leftarrow \arg\max \prod_t \mathrm{minorizer}_t(\theta)^{\alpha_t}$.
+    def mode(self, starts: Starts | PyTree | None = None, *, max_steps: int = MAX_STEPS) -> PyTree:
+        """The highest of the `maxima` found.
 
-        No step lowers the density. It stops where the gradient, in the metric of the minorizer, is
-        at rounding error, or after `max_steps`.
-
-        - `starts`: pytree shaped as θ with a leading axis of starts; by default one, the mode of
-          `blend()`.
-        - `max_steps`: from every start.
+        - `starts`, `max_steps`: as in `maxima`.
 
         **Returns** θ.
 
-        **Raises** `ValueError` where the minorizer has no maximum (too negative exponents).
+        **Warns** with a `ConvergenceWarning` where `max_steps` were not enough.
+
+        **Raises** `ValueError` where the product has no maximum (too negative exponents).
         """
-        return self._climb(starts, max_steps)[0]
+        if not self.has_mixtures():
+            return self.blend().mode()
+        best = self.maxima(starts, max_steps=max_steps).best()
+        tell(_warn_if_short, (best.converged, best.gradient, best.steps))
+        return best.params
 
-    def _climb(self, starts: PyTree | None, max_steps: int) -> Climb:
-        """Where it ends, the length of the gradient there, and the steps taken."""
-        if starts is None:
-            return _climb(self, self.blend().mode(), max_steps)
-        return _climb_from_all(self, starts, max_steps)
+    def maxima(
+        self,
+        starts: Starts | PyTree | None = None,
+        *,
+        tolerance: float | None = None,
+        max_steps: int = MAX_STEPS,
+        accelerate: bool = True,
+    ) -> Maxima:
+        r"""Local maxima, by expectation-maximisation from many starts:
+        $\theta \leftarrow \arg\max \prod_t \mathrm{minorizer}_t(\theta)^{\alpha_t}$.
 
-    def flat(self) -> "Product":
-        """The same with the factors of inner products as factors."""
-        factors: list[Any] = []
-        exponents: list[Array] = []
-        for factor, exponent in zip(self.factors, self.exponents, strict=True):
-            is_product = isinstance(factor, Product)
-            factors += factor.factors if is_product else [factor]
-            exponents += [exponent * e for e in factor.exponents] if is_product else [exponent]
-        return Product(factors, jnp.stack(exponents))
+        No step lowers the density, whatever the exponents of exponential families (a prior's
+        γ ≠ 0) are: these are their own minorizers.
+
+        - `starts`: `"blend"`, one start, the mode of `blend()`; `"means"`, the mean of every
+          component; `"merged"`, combinations of one component of every mixture, the 16 whose
+          merged means are highest; by default the 16 highest of all these. Or a pytree shaped as
+          θ with a leading axis of starts.
+        - `tolerance`: of the gradient in posterior standard deviations; by default ε^{2/3}.
+        - `max_steps`: evaluations of the density, from every start.
+        - `accelerate`: whether to extrapolate (Anderson's method; steps downhill are taken back).
+
+        **Returns** `Maxima`, the highest first, whether or not they have converged.
+
+        **Raises** `ValueError` without any mixture (the mode is in closed form then), and where
+        the product has no maximum on the way.
+
+        Source: FP equations 12 and 14; Walker & Ni (2011) for the acceleration.
+        """
+        return find_maxima(self, starts, tolerance, max_steps, accelerate)
+
+    def on_ridge(self, r: Float[Array, "*S R"]) -> PyTree:
+        """argmax Π_tk q_tk^{α_t r_tk}, for the responsibilities of `maxima`."""
+
+        def at(exponents: Array, r: Array) -> PyTree:
+            if exponents.ndim > 1:
+                return jax.vmap(at)(exponents, r)
+            if r.ndim > 1:
+                return jax.vmap(lambda x: at(exponents, x))(r)
+            return minorizer(self.factors, repeat(self.factors, exponents) * r).mode()
+
+        return at(self.exponents, r)
+
+    def has_mixtures(self) -> bool:
+        """Whether the product has no closed form."""
+        return not all(is_single(factor) for factor in self.factors)
 
     def _product(self, members: list[Any]) -> Any:
         powers = [member**a for member, a in zip(members, self.exponents, strict=True)]
         return functools.reduce(operator.mul, powers)
 
-    def _require_uphill(self) -> Float[Array, " T"]:
+    def _require_uphill(self, exponents: Float[Array, "*A T"]) -> Float[Array, "*A T"]:
         """The exponents, or an error where one of a mixture is negative."""
-        lazy = [not isinstance(factor, AbstractExponentialFamily) for factor in self.factors]
-        downhill = jnp.asarray(lazy) & (self.exponents < 0)
+        lazy = [t for t, q in enumerate(self.factors) if not is_single(q)]
+        downhill = jnp.zeros(exponents.shape, bool).at[..., lazy].set(exponents[..., lazy] < 0)
 
         def which() -> str:
-            t = int(jnp.argmax(downhill))
-            kind, exponent = type(self.factors[t]).__name__, float(self.exponents[t])
-            return f"Factor {t} is a {kind} with exponent {exponent:.6g}."
+            *row, t = (int(i) for i in jnp.argwhere(downhill)[0])
+            kind, exponent = type(self.factors[t]).__name__, float(exponents[(*row, t)])
+            where = f" in row {row[0]}" if row else ""
+            return f"Factor {t} is a {kind} with exponent {exponent:.6g}{where}."
 
         message = (
             "expectation-maximisation climbs only while exponents of mixtures are not negative. "
             "Use a Gaussian for what is divided out (a prior, removed data), or weights ≥ 0."
         )
-        return require(self.exponents, ~jnp.any(downhill), message, which)
+        return require(exponents, ~jnp.any(downhill), message, which)
+
+
+def _flat(factors: list[Any], exponents: Float[Array, "*A T"]) -> tuple[list[Any], Array]:
+    """The same with the factors of inner products as factors."""
+    flat: list[Any] = []
+    powers: list[Array] = []
+    for t, factor in enumerate(factors):
+        is_product = isinstance(factor, Product)
+        flat += factor.factors if is_product else [factor]
+        power = exponents[..., t, None]
+        powers.append(power * factor.exponents if is_product else power)
+    return flat, jnp.concatenate(powers, axis=-1)
 
 
 def _times(left: Any, right: Any, exponent: float) -> Any:
     if not (isinstance(left, AbstractPosterior) and isinstance(right, AbstractPosterior)):
         return NotImplemented
-    return Product([left, right], jnp.array([1.0, exponent])).flat()
+    return Product([left, right], jnp.array([1.0, exponent]))
 
 
-@eqx.filter_jit
-def _climb_from_all(product: Product, starts: PyTree, max_steps: int) -> Climb:
-    ends = jax.lax.map(lambda start: _climb(product, start, max_steps), starts)
-    first = jax.tree.map(lambda x: x[0], ends[0])
-    best = jnp.argmax(jax.lax.map(lambda end: product.log_ratio(end, first), ends[0]))
-    return jax.tree.map(lambda x: x[best], ends)
+def _require_factor(factor: Any) -> None:
+    if not isinstance(factor, AbstractPosterior):
+        raise TypeError(
+            f"a factor is a {type(factor).__name__}, and it must be a posterior: an exponential "
+            "family, a Mixture or a Product."
+        )
+    batch_shape = getattr(factor, "batch_shape", ())
+    if batch_shape:
+        raise ValueError(
+            f"a factor is a batch of posteriors, {batch_shape}: multiply one of each at a "
+            "time, or make it a `Mixture`."
+        )
 
 
-@eqx.filter_jit
-def _climb(product: Product, start: PyTree, max_steps: int) -> Climb:
-    epsilon = max(jnp.finfo(dtype).eps for dtype in product.layout.dtypes)
-
-    def step(state: tuple[PyTree, Array, Array]) -> tuple[PyTree, Array, Array]:
-        theta, _, steps = state
-        minorizer = product.minorizer(theta)
-        new = minorizer.mode()
-        return new, _gradient_length(product, minorizer, theta, new), steps + 1
-
-    def unfinished(state: tuple[PyTree, Array, Array]) -> Array:
-        _, length, steps = state
-        return (length > 100 * epsilon) & (steps < max_steps)
-
-    first = (start, jnp.array(jnp.inf, product.layout.dtypes[0]), jnp.array(0))
-    return jax.lax.while_loop(unfinished, step, first)
-
-
-def _gradient_length(
-    product: Product, minorizer: Any, theta: PyTree, new: PyTree
-) -> Float[Array, ""]:
-    """√(gᵀΛ⁻¹g / P), g = ∇log p(θ): for Gaussian minorizers g = Λ(θ_new − θ)."""
-    if isinstance(minorizer, AbstractGaussian):
-        step = jax.tree.map(jnp.subtract, new, theta)
-        squared = tree_dot(step, minorizer.multiply(step))
-    else:
-        gradient = jax.grad(product.log_density)(theta)
-        scaled = jax.tree.map(jnp.multiply, gradient, minorizer.variance())
-        squared = tree_dot(gradient, scaled)
-    length = jnp.sqrt(jnp.maximum(squared, 0) / product.layout.size)
-    return require(
-        length.astype(product.layout.dtypes[0]),
-        jnp.isfinite(length),
-        "expectation-maximisation met a density that is not finite: a start lies where no "
-        "component has any density.",
-    )
+def _warn_if_short(converged: Any, gradient: Any, steps: Any) -> None:
+    short = ~np.atleast_1d(np.asarray(converged))
+    if short.any():
+        worst = float(np.max(np.atleast_1d(np.asarray(gradient))[short]))
+        warnings.warn(
+            f"{int(short.sum())} of {short.size} climbs to a mode have not converged in "
+            f"{int(np.max(np.asarray(steps)))} steps: the gradient is up to {worst:.3g} posterior "
+            "standard deviations. Use more max_steps, or look at `maxima()`.",
+            ConvergenceWarning,
+            stacklevel=2,
+        )

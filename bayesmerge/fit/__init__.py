@@ -1,5 +1,6 @@
 """Where posteriors come from: a target in, a posterior out."""
 
+from bayesmerge.families.checks import ConvergenceWarning
 from bayesmerge.fit.curvature import curvature, curvature_product
 from bayesmerge.fit.draws import kernel_density, moment_matched
 from bayesmerge.fit.expand import expand
@@ -10,7 +11,7 @@ from bayesmerge.fit.laplace import laplace
 from bayesmerge.fit.likelihood import Likelihood
 from bayesmerge.fit.mixture_von import Components, MixtureVON, mixture_von
 from bayesmerge.fit.natural_gradient import NaturalGradient, natural_gradient_vi
-from bayesmerge.fit.optimise import ConvergenceWarning, Mode, find_mode
+from bayesmerge.fit.optimise import Mode, find_mode
 from bayesmerge.fit.run import DivergenceError, Run, State, run
 from bayesmerge.fit.target import JointTarget, Target
 from bayesmerge.fit.train import Training, adamw_sg

@@ -8,19 +8,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from bayesmerge.families.checks import require, require_finite
+from bayesmerge.families.checks import ConvergenceWarning, require, require_finite, tell
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.curvature import Kind, Structure, curvature
 from bayesmerge.fit.expand import quadratic
 from bayesmerge.fit.optimise import (
-    ConvergenceWarning,
     Method,
     Mode,
     Objective,
     require_kinds,
     search,
-    tell,
 )
 from bayesmerge.fit.target import AbstractTarget
 

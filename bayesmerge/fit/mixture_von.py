@@ -18,12 +18,13 @@ from jax.nn import log_softmax, logsumexp, softmax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import unstack
+from bayesmerge.families.checks import ConvergenceWarning
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.mixture import Mixture
 from bayesmerge.fit.curvature import Structure, require_known
 from bayesmerge.fit.expand import quadratic
 from bayesmerge.fit.expectation import At, Estimator, expectation, loss_at
-from bayesmerge.fit.optimise import ConvergenceWarning, require_kinds
+from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.run import AbstractMethod, Schedule, run
 from bayesmerge.fit.target import AbstractTarget
 from bayesmerge.fit.von import (

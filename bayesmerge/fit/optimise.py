@@ -3,7 +3,6 @@
 Data in arrays: optimistix, inside one compiled program. Data in minibatches: scipy on the host.
 """
 
-import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -16,7 +15,13 @@ from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from bayesmerge.families.base import tree_dot
-from bayesmerge.families.checks import all_finite, is_concrete, require, require_finite
+from bayesmerge.families.checks import (
+    ConvergenceWarning,
+    all_finite,
+    require,
+    require_finite,
+    tell,
+)
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
@@ -123,18 +128,6 @@ def search(
         "loss, start elsewhere, or scale the inputs."
     )
     return require(mode, all_finite((mode.loss, mode.params)), message)
-
-
-class ConvergenceWarning(UserWarning):
-    """An optimiser stopped short, or a posterior was expanded away from the mode."""
-
-
-def tell(report: Callable[..., None], values: tuple[Array, ...], **options: Any) -> None:
-    """`report(*values)`, now or, where values are traced, when the program runs."""
-    if is_concrete(values):
-        report(*values, **options)
-    else:
-        jax.debug.callback(functools.partial(report, **options), *values)
 
 
 def _warn_if_stopped(converged: Any, steps: Any, gradient_norm: Any) -> None:

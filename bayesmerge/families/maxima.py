@@ -1,0 +1,151 @@
+"""The search for the modes of a product from many starts, and what it found."""
+
+from typing import Any, Literal, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from bayesmerge.families import starts as places
+from bayesmerge.families.checks import require
+from bayesmerge.families.climb import Ridge, climbs, is_single
+
+Starts: TypeAlias = Literal["blend", "means", "merged"]
+
+MAX_STEPS = 1000
+
+
+class Maxima(eqx.Module):
+    r"""Where the climbs from several starts ended, one on each entry of the leading axis S, the
+    highest first. (A product with many weightings has their axis in front of it.)
+
+    - `product`: what was climbed.
+    - `responsibilities`: r, shape (S, R), the components of all factors after one another. A mode
+      is known by them: $\theta = \arg\max \prod_{t,k} q_{tk}^{\alpha_t r_{tk}}$.
+    - `log_density`: Σ_t α_t log q_t(θ), shape (S,).
+    - `gradient`: √(∇ᵀΛ⁻¹∇/P), shape (S,), the gradient of `log_density` in posterior standard
+      deviations (Λ of the minorizer): 0 at a stationary point.
+    - `steps`: evaluations of the density, shape (S,).
+    - `converged`: whether `gradient` is at most the tolerance, shape (S,).
+    """
+
+    product: Any
+    responsibilities: Float[Array, "*S R"]
+    log_density: Float[Array, "*S"]
+    gradient: Float[Array, "*S"]
+    steps: Int[Array, "*S"]
+    converged: Bool[Array, "*S"]
+
+    @property
+    def params(self) -> PyTree:
+        """θ, with the leading axes of `log_density`."""
+        return self.product.on_ridge(self.responsibilities)
+
+    def best(self) -> "Maxima":
+        """The highest, without the axis S."""
+        r = self.responsibilities[..., 0, :]
+        return Maxima(self.product, r, *(x[..., 0] for x in self._per_climb()))
+
+    def distinct(self, apart: float = 0.01) -> "Maxima":
+        """Those that have converged, one of each: two are the same within `apart` posterior
+        standard deviations, √(‖θ − θ'‖²_Λ/P).
+
+        **Raises** `ValueError` for a product with many weightings.
+        """
+        if self.log_density.ndim != 1:
+            raise ValueError(
+                f"log_density has shape {self.log_density.shape}, and distinct modes are those of "
+                "one weighting, shape (S,): take the product of one weighting."
+            )
+        kept: list[int] = []
+        for s in np.flatnonzero(np.asarray(self.converged)).tolist():
+            if all(self._distance(k, s) > apart for k in kept):
+                kept.append(s)
+        index = np.asarray(kept, int)
+        r = self.responsibilities[index]
+        return Maxima(self.product, r, *(x[index] for x in self._per_climb()))
+
+    def __len__(self) -> int:
+        return len(self.log_density)
+
+    def _per_climb(self) -> tuple[Array, ...]:
+        return self.log_density, self.gradient, self.steps, self.converged
+
+    def _distance(self, s: int, other: int) -> float:
+        ridge, r = Ridge.of(self.product.factors), self.responsibilities
+        return float(ridge.distance(self.product.exponents, r[s], r[other]))
+
+
+def find_maxima(
+    product: Any,
+    starts: Starts | PyTree | None,
+    tolerance: float | None,
+    max_steps: int,
+    accelerate: bool,
+) -> Maxima:
+    """`Product.maxima`."""
+    if not product.has_mixtures():
+        raise ValueError("no factor is a mixture, and the only mode is `mode()`.")
+    epsilon = max(float(jnp.finfo(dtype).eps) for dtype in product.layout.dtypes)
+    allowed = jnp.asarray(epsilon ** (2 / 3) if tolerance is None else tolerance, float)
+    found = _climbs_sorted(product, starts, allowed, jnp.asarray(max_steps), accelerate)
+    message = (
+        "the climb met a density that is not finite: a start lies where no component has any "
+        "density, or negative exponents take away more than there is."
+    )
+    return Maxima(product, *require(found, jnp.all(jnp.isfinite(found[1])), message))
+
+
+@eqx.filter_jit
+def _climbs_sorted(
+    product: Any,
+    starts: Starts | PyTree | None,
+    allowed: Float[Array, ""],
+    max_steps: Int[Array, ""],
+    accelerate: bool,
+) -> tuple[Array, ...]:
+    ridge = Ridge.of(product.factors)
+    weightings = product.exponents.shape[:-1]
+    alphas = product.exponents.reshape(-1, len(product.factors))
+    r = jax.lax.map(lambda a: _starting_points(ridge, a, starts), alphas)
+    count = r.shape[1]
+    climbers = jnp.repeat(alphas, count, axis=0), r.reshape(-1, r.shape[-1])
+    ends = climbs(ridge, *climbers, 0.1 * allowed, max_steps, accelerate)
+    value = ends.value.reshape(-1, count) + _at_centre(ridge, alphas)[:, None]
+    order = jnp.argsort(-value, axis=-1)
+
+    def sort(x: Array) -> Array:
+        rows = x.reshape(-1, count, *x.shape[1:])
+        rows = jax.vmap(lambda row, index: row[index])(rows, order)
+        return rows.reshape(*weightings, *rows.shape[1:])
+
+    converged = ends.gradient <= allowed
+    return tuple(
+        map(sort, (ends.responsibilities, value.ravel(), ends.gradient, ends.steps, converged))
+    )
+
+
+def _starting_points(
+    ridge: Ridge, exponents: Float[Array, " T"], starts: Starts | PyTree | None
+) -> Float[Array, "S R"]:
+    if starts is None:
+        return places.default(ridge, exponents)
+    if not isinstance(starts, str):
+        return places.points(ridge, starts)
+    named = {"blend": places.blend, "means": places.means}
+    if starts == "merged":
+        return places.merged(ridge, exponents)
+    if starts not in named:
+        raise ValueError(
+            f"starts is '{starts}', and it must be 'blend', 'means', 'merged', or a pytree of θ "
+            "with a leading axis."
+        )
+    return named[starts](ridge)
+
+
+def _at_centre(ridge: Ridge, alphas: Float[Array, "A T"]) -> Float[Array, " A"]:
+    """Σ_t α_t log q_t(centre) over exponential families, which the ridge leaves out."""
+    logs = [q.log_density(ridge.centre) if is_single(q) else jnp.zeros(()) for q in ridge.factors]
+    return alphas @ jnp.stack(logs).astype(alphas.dtype)

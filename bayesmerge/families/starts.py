@@ -1,0 +1,58 @@
+"""Where climbs start: the blend, the component means, and merged combinations of components."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import one_hot
+from jaxtyping import Array, Float, PyTree
+
+from bayesmerge.families.climb import Ridge, is_single, sizes, values
+
+BEAM = 16
+CLIMBS = 16
+
+
+def default(ridge: Ridge, exponents: Float[Array, " T"]) -> Float[Array, "S R"]:
+    """The `CLIMBS` highest of all below."""
+    pool = jnp.concatenate([blend(ridge), means(ridge), merged(ridge, exponents)])
+    return _highest(ridge, exponents, pool, CLIMBS)
+
+
+def blend(ridge: Ridge) -> Float[Array, "1 R"]:
+    """r = π: the geometric mean of the components of every factor."""
+    parts = [jnp.ones(1) if is_single(q) else q.weights for q in ridge.factors]
+    return jnp.concatenate(parts).astype(ridge.at_centre.dtype)[None]
+
+
+def means(ridge: Ridge) -> Float[Array, "S R"]:
+    """r = π̂(μ_tk), at the mean of every component."""
+    return jnp.concatenate([points(ridge, q.means) for q in ridge.factors if not is_single(q)])
+
+
+def merged(ridge: Ridge, exponents: Float[Array, " T"]) -> Float[Array, "S R"]:
+    """r ∈ {0, 1}, one component of every mixture: of all combinations those whose merged means are
+    highest, grown factor by factor from the `BEAM` highest so far."""
+    counts = sizes(ridge.factors)
+    first = np.cumsum((0, *counts))
+    singles = [t for t, q in enumerate(ridge.factors) if is_single(q)]
+    count = int(first[-1])
+    combinations = jnp.zeros((1, count), ridge.at_centre.dtype).at[:, first[singles]].set(1)
+    included = jnp.zeros(len(counts)).at[jnp.asarray(singles, int)].set(1)
+    for t in sorted(set(range(len(counts))) - set(singles)):
+        added = one_hot(first[t] + np.arange(counts[t]), count, dtype=combinations.dtype)
+        grown = (combinations[:, None] + added[None]).reshape(-1, count)
+        included = included.at[t].set(1)
+        combinations = _highest(ridge, exponents * included, grown, BEAM)
+    return combinations
+
+
+def points(ridge: Ridge, theta: PyTree) -> Float[Array, "S R"]:
+    """r = π̂(θ), at given θ with a leading axis."""
+    return jax.lax.map(lambda x: ridge.responsibilities(ridge.log_joint(x)), theta)
+
+
+def _highest(
+    ridge: Ridge, exponents: Float[Array, " T"], r: Float[Array, "S R"], count: int
+) -> Float[Array, "S R"]:
+    height = values(ridge, jnp.broadcast_to(exponents, (len(r), *exponents.shape)), r)
+    return r[jax.lax.top_k(height, min(count, len(r)))[1]]
