@@ -1,7 +1,7 @@
 """Many task weightings at once: merge, take the mode, measure; before anyone pays for training."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -10,14 +10,17 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.families.checks import unchecked
-from bayesmerge.families.mixture import Mixture
+from bayesmerge.families.climb import minorizer, repeat
+from bayesmerge.families.product import Product
 from bayesmerge.fit.optimise import find_mode
 from bayesmerge.fit.target import JointTarget
 from bayesmerge.merging import merge
 from bayesmerge.result import Preview
 from bayesmerge.tasks import as_weights, named
+from bayesmerge.warm_starts import modes_along
 
 Metric = Callable[[PyTree], Any]
+Sweep: TypeAlias = tuple[Callable[[Any, Any], PyTree], Any, PyTree]
 
 BYTES_AT_ONCE = 2**28
 RESERVED = {"weights", "task", "weighting"}
@@ -69,12 +72,20 @@ def preview(
     """
     names, qs = named(posteriors, "posteriors")
     alpha = jnp.atleast_2d(as_weights(weights, names))
-    merged = jax.eval_shape(lambda a: merge(qs, a, prior), alpha[0])
     if any(getattr(q, "batch_shape", ()) for q in qs):
         raise ValueError("posteriors are batches themselves: preview one member of each at a time.")
-    _check_weightings(dict(zip(names, qs, strict=True)), alpha, prior)
-    batch = batch_size or _batch_size(merged)
-    metrics = _sweep(_merged_mode, (qs, prior), metric, alpha, batch, progress, compiled)
+    merged = jax.eval_shape(lambda a: merge(qs, a, prior), alpha[0])
+    batch = batch_size or _batch_size(jax.eval_shape(lambda q: q.blend(), merged))
+    sweep: Sweep
+    if isinstance(merged, Product):
+        product = merge(qs, alpha, prior)
+        modes = modes_along(product, progress=progress)
+        sweep = _on_ridge, product.factors, (product.exponents, modes.responsibilities)
+    else:
+        _check_weightings(dict(zip(names, qs, strict=True)), alpha, prior)
+        sweep = _merged_mode, (qs, prior), alpha
+    model_at, models, weightings = sweep
+    metrics = _sweep(model_at, models, weightings, metric, batch, progress, compiled)
     return Preview(metrics, _in_float64(weights, alpha), names, higher_is_better)
 
 
@@ -124,7 +135,7 @@ def joint_training(
     alpha = jnp.atleast_2d(as_weights(weights, names))
     compiled = compiled and not any(target.is_streamed for target in losses)
     models = (losses, prior, start, max_steps)
-    metrics = _sweep(_joint_mode, models, metric, alpha, batch_size, progress, compiled)
+    metrics = _sweep(_joint_mode, models, alpha, metric, batch_size, progress, compiled)
     return Preview(metrics, _in_float64(weights, alpha), names, higher_is_better)
 
 
@@ -134,47 +145,54 @@ def _merged_mode(models: tuple[list[Any], Any], alpha: Float[Array, " T"]) -> Py
         return merge(qs, alpha, prior).mode()
 
 
+def _on_ridge(factors: list[Any], at: tuple[Array, Array]) -> PyTree:
+    exponents, responsibilities = at
+    with unchecked():
+        return minorizer(factors, repeat(factors, exponents) * responsibilities).mode()
+
+
 def _joint_mode(models: tuple[Any, ...], alpha: Float[Array, " T"]) -> PyTree:
     targets, prior, start, max_steps = models
     return find_mode(JointTarget(targets, alpha), prior, start=start, max_steps=max_steps).params
 
 
 def _sweep(
-    model_at: Callable[[Any, Array], PyTree],
+    model_at: Callable[[Any, Any], PyTree],
     models: Any,
+    weightings: PyTree,
     metric: Metric,
-    alpha: Float[Array, "A T"],
     batch_size: int,
     progress: bool | str,
     compiled: bool,
 ) -> Mapping[str, Float[np.ndarray, " A"]]:
-    """`metric(model_at(models, α))` for every α, `batch_size` at a time in one compiled program."""
+    """`metric(model_at(models, w))` for every w along the leading axis of `weightings`,
+    `batch_size` at a time in one compiled program."""
     from tqdm import tqdm
 
+    count = len(jax.tree.leaves(weightings)[0])
     measured = []
-    batch_size = min(batch_size, len(alpha)) if compiled else 1
+    batch_size = min(batch_size, count) if compiled else 1
     name = progress if isinstance(progress, str) else None
-    with tqdm(total=len(alpha), desc=name, disable=not progress, unit=" weightings") as bar:
-        for first in range(0, len(alpha), batch_size):
-            batch = alpha[first : first + batch_size]
+    with tqdm(total=count, desc=name, disable=not progress, unit=" weightings") as bar:
+        for first in range(0, count, batch_size):
+            index = np.minimum(np.arange(first, first + batch_size), count - 1)
+            batch = jax.tree.map(lambda x, index=index: jnp.asarray(x[index]), weightings)
             if compiled:
-                padding = batch_size - len(batch)
-                padded = jnp.concatenate([batch, jnp.repeat(batch[-1:], padding, axis=0)])
-                values = _measure_compiled(model_at, models, metric, padded)
+                values = _measure_compiled(model_at, models, metric, batch)
             else:
-                values = jax.tree.map(
-                    lambda x: x[None], _measured(metric, model_at(models, batch[0]))
-                )
-            measured.append({name: np.asarray(x)[: len(batch)] for name, x in values.items()})
-            bar.update(len(batch))
+                model = model_at(models, jax.tree.map(lambda x: x[0], batch))
+                values = jax.tree.map(lambda x: x[None], _measured(metric, model))
+            kept = min(batch_size, count - first)
+            measured.append({name: np.asarray(x)[:kept] for name, x in values.items()})
+            bar.update(kept)
     return {name: np.concatenate([m[name] for m in measured]) for name in measured[0]}
 
 
 def _measure_compiled(
-    model_at: Callable[[Any, Array], PyTree], models: Any, metric: Metric, alpha: Array
+    model_at: Callable[[Any, Any], PyTree], models: Any, metric: Metric, batch: PyTree
 ) -> dict[str, Float[Array, " A"]]:
     try:
-        return _measure_batch(model_at, models, metric, alpha)
+        return _measure_batch(model_at, models, metric, batch)
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
         raise TypeError(
             "the metric is compiled by JAX, and it looks at values as NumPy or Python's `if` and "
@@ -184,9 +202,9 @@ def _measure_compiled(
 
 @eqx.filter_jit
 def _measure_batch(
-    model_at: Callable[[Any, Array], PyTree], models: Any, metric: Metric, alpha: Array
+    model_at: Callable[[Any, Any], PyTree], models: Any, metric: Metric, batch: PyTree
 ) -> dict[str, Float[Array, " A"]]:
-    return jax.vmap(lambda a: _measured(metric, model_at(models, a)))(alpha)
+    return jax.vmap(lambda w: _measured(metric, model_at(models, w)))(batch)
 
 
 def _measured(metric: Metric, params: PyTree) -> dict[str, Float[Array, ""]]:
@@ -243,8 +261,6 @@ def _check_weightings(posteriors: dict[str, Any], alpha: Array, prior: Any) -> N
 
 
 def _has_mode(q: Any) -> bool:
-    if isinstance(q, Mixture):
-        return True
     try:
         q.mode()
     except ValueError:

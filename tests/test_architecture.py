@@ -15,7 +15,7 @@ FLOORS = (
     ("families",),
     ("tasks",),
     ("fit",),
-    ("merging", "removal", "grid", "plots"),
+    ("merging", "removal", "grid", "plots", "warm_starts"),
     ("schemes", "mismatch", "influence", "result"),
     ("preview",),
     ("demo",),

@@ -20,7 +20,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from bayesmerge.families import entrywise
 from bayesmerge.families.base import AbstractExponentialFamily, tree_dot
+from bayesmerge.families.checks import unchecked
 from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.layout import Layout
 
 MEMORY = 6
 BYTES_AT_ONCE = 2**28
@@ -45,6 +47,11 @@ def repeat(factors: list[Any], exponents: Float[Array, " T"]) -> Float[Array, " 
     """α_t for every component of factor t."""
     parts = [jnp.broadcast_to(a, (k,)) for a, k in zip(exponents, sizes(factors), strict=True)]
     return jnp.concatenate(parts).astype(jnp.result_type(*factors[0].layout.dtypes))
+
+
+def default_tolerance(layout: Layout) -> float:
+    """ε^{2/3}, of a gradient in posterior standard deviations."""
+    return float(max(jnp.finfo(dtype).eps for dtype in layout.dtypes) ** (2 / 3))
 
 
 def minorizer(factors: list[Any], weights: Float[Array, " R"]) -> Any:
@@ -125,11 +132,12 @@ class Ridge(eqx.Module):
         return jnp.concatenate(parts).astype(self.at_centre.dtype)
 
     def log_joint_at(self, weights: Float[Array, " R"]) -> Float[Array, " R"]:
-        """`log_joint` at θ = argmax Π q_tk^{w_tk}."""
+        """`log_joint` at θ = argmax Π q_tk^{w_tk}; not finite where there is no maximum."""
         components = self._components()
         if entrywise.are_entrywise(components):
             return self.at_centre + entrywise.log_ratios(components, self.centre, weights)
-        return self.log_joint(minorizer(self.factors, weights).mode())
+        with unchecked():
+            return self.log_joint(minorizer(self.factors, weights).mode())
 
     def responsibilities(self, log_joint: Float[Array, " R"]) -> Float[Array, " R"]:
         return jnp.concatenate([softmax(part) for part in split(self.factors, log_joint)])

@@ -1,5 +1,6 @@
 """The search for the modes of a product from many starts, and what it found."""
 
+import warnings
 from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
@@ -9,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from bayesmerge.families import starts as places
-from bayesmerge.families.checks import require
-from bayesmerge.families.climb import Ridge, climbs, is_single
+from bayesmerge.families.checks import ConvergenceWarning, require
+from bayesmerge.families.climb import Ridge, climbs, default_tolerance, is_single
 
 Starts: TypeAlias = Literal["blend", "means", "merged"]
 
@@ -88,8 +89,8 @@ def find_maxima(
     """`Product.maxima`."""
     if not product.has_mixtures():
         raise ValueError("no factor is a mixture, and the only mode is `mode()`.")
-    epsilon = max(float(jnp.finfo(dtype).eps) for dtype in product.layout.dtypes)
-    allowed = jnp.asarray(epsilon ** (2 / 3) if tolerance is None else tolerance, float)
+    tolerance = default_tolerance(product.layout) if tolerance is None else tolerance
+    allowed = jnp.asarray(tolerance, float)
     found = _climbs_sorted(product, starts, allowed, jnp.asarray(max_steps), accelerate)
     message = (
         "the climb met a density that is not finite: a start lies where no component has any "
@@ -149,3 +150,16 @@ def _at_centre(ridge: Ridge, alphas: Float[Array, "A T"]) -> Float[Array, " A"]:
     """Σ_t α_t log q_t(centre) over exponential families, which the ridge leaves out."""
     logs = [q.log_density(ridge.centre) if is_single(q) else jnp.zeros(()) for q in ridge.factors]
     return alphas @ jnp.stack(logs).astype(alphas.dtype)
+
+
+def warn_if_short(converged: Any, gradient: Any, steps: Any) -> None:
+    short = ~np.atleast_1d(np.asarray(converged))
+    if short.any():
+        worst = float(np.max(np.atleast_1d(np.asarray(gradient))[short]))
+        warnings.warn(
+            f"{int(short.sum())} of {short.size} climbs to a mode have not converged in "
+            f"{int(np.max(np.asarray(steps)))} steps: the gradient is up to {worst:.3g} posterior "
+            "standard deviations. Use more max_steps, or look at `maxima()`.",
+            ConvergenceWarning,
+            stacklevel=2,
+        )

@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import logsumexp, softmax
 from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray, PyTree
 
@@ -14,6 +15,7 @@ from bayesmerge.families.checks import is_concrete, require, require_finite
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.maxima import MAX_STEPS, Starts
 from bayesmerge.families.product import AbstractLazyPosterior, Product
+from bayesmerge.families.reduction import merge_pairs, nearest_member
 
 
 class Mixture(AbstractLazyPosterior):
@@ -152,6 +154,43 @@ class Mixture(AbstractLazyPosterior):
 
         return jax.tree.map(pick, draws)
 
+    def collapse(self) -> Any:
+        """The member p of the components' family that is nearest, argmin_p KL(q ‖ p): it has the
+        same E[T], for Gaussians the same mean and (what the structure keeps of the) covariance."""
+        return _collapse(self)
+
+    def reduce(self, count: int) -> "Mixture":
+        """At most `count` components, by merging pairs to what `collapse` makes of them, each time
+        the pair that costs least in a bound on KL(q ‖ reduced). Mean and variance are kept.
+
+        **Raises** `ValueError` for `count` < 1.
+
+        Source: Runnalls (2007), *Kullback-Leibler Approach to Gaussian Mixture Reduction*.
+        """
+        if count < 1:
+            raise ValueError(f"count is {count}, and a mixture needs at least one component.")
+        if count >= self.num_components:
+            return self
+        return Mixture(*merge_pairs(self.weights, self.components, count))
+
+    def truncate(self, count: int | None = None, *, min_weight: float = 0.0) -> "Mixture":
+        """The heaviest components, normalised again.
+
+        - `count`: how many at most; by default all.
+        - `min_weight`: components of smaller π_k are left out.
+
+        **Raises** `ValueError` where none would be left.
+        """
+        order = np.argsort(-np.asarray(self.log_weights), kind="stable")
+        kept = order[np.asarray(self.weights)[order] >= min_weight][:count]
+        if not len(kept) or (count is not None and count < 1):
+            raise ValueError(
+                f"count {count} and min_weight {min_weight:.6g} leave no component; the largest "
+                f"weight is {float(jnp.max(self.weights)):.6g}."
+            )
+        kept = np.sort(kept)
+        return Mixture(self.weights[kept], jax.tree.map(lambda x: x[kept], self.components))
+
     def geometric_mean(self, exponents: Float[Array, " K"]) -> Any:
         """Π_k q_k^{w_k}, w = `exponents`."""
         return jax.tree.map(lambda leaf: _average(exponents, leaf), self.components)
@@ -170,6 +209,11 @@ def _means_and_heights(components: Any) -> tuple[PyTree, Float[Array, " K"]]:
         return mean, q.log_prob(mean)
 
     return jax.lax.map(one, components)
+
+
+@eqx.filter_jit
+def _collapse(mixture: Mixture) -> Any:
+    return nearest_member(mixture.weights, mixture.components)
 
 
 @eqx.filter_jit

@@ -2,8 +2,8 @@
 
 import abc
 import functools
+import math
 import operator
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -11,19 +11,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jax.nn import softmax
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import AbstractPosterior
 from bayesmerge.families.checks import (
-    ConvergenceWarning,
     is_concrete,
     require,
     require_finite,
     tell,
 )
 from bayesmerge.families.climb import is_single, minorizer, repeat
+from bayesmerge.families.expansion import Expansion
+from bayesmerge.families.information import Structure, laplace_at
 from bayesmerge.families.layout import Layout
-from bayesmerge.families.maxima import MAX_STEPS, Maxima, Starts, find_maxima
+from bayesmerge.families.maxima import MAX_STEPS, Maxima, Starts, find_maxima, warn_if_short
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -159,7 +161,7 @@ class Product(AbstractLazyPosterior):
         if not self.has_mixtures():
             return self.blend().mode()
         best = self.maxima(starts, max_steps=max_steps).best()
-        tell(_warn_if_short, (best.converged, best.gradient, best.steps))
+        tell(warn_if_short, (best.converged, best.gradient, best.steps))
         return best.params
 
     def maxima(
@@ -193,6 +195,67 @@ class Product(AbstractLazyPosterior):
         """
         return find_maxima(self, starts, tolerance, max_steps, accelerate)
 
+    def laplace(self, params: PyTree | None = None, *, structure: Structure | None = None) -> Any:
+        r"""The Gaussian at a mode, $\mathcal N(\hat\theta, H^{-1})$ with
+        $H = -\nabla^2 \sum_t \alpha_t \log q_t(\hat\theta)$: the precision of the minorizer
+        less what the components disagree about (Louis's identity).
+
+        - `params`: θ̂; by default `mode()`. Those of `maxima().distinct()` give one for each mode.
+        - `structure`: `"full"`, or `"diagonal"` for the diagonal of H; by default as the factors.
+
+        **Returns** a `FullGaussian` or `DiagonalGaussian`.
+
+        **Raises** `TypeError` for factors that are not Gaussian, `ValueError` where H is not
+        positive definite: `params` is no maximum.
+
+        Source: Louis (1982), *Finding the Observed Information Matrix when Using the EM Algorithm*.
+        """
+        self._require_one_weighting("laplace")
+        if structure not in (None, "full", "diagonal"):
+            raise ValueError(f"structure is '{structure}', and it must be 'full' or 'diagonal'.")
+        theta = self.mode() if params is None else params
+        return laplace_at(self.factors, self.exponents, theta, structure)
+
+    def sample(self, key: PRNGKeyArray, shape: int | tuple[int, ...] = ()) -> PyTree:
+        r"""Exact independent draws θ ~ p, by rejection: for α ≤ 1,
+        $\prod_t(\sum_k a_{tk})^{\alpha_t} \le \sum_{k_1 \dots k_T} \prod_t a_{tk_t}^{\alpha_t}$
+        with $a_{tk} = \pi_{tk} q_{tk}$, and draws of that mixture are kept with the ratio of the
+        two, at least $\prod_t K_t^{\alpha_t-1}$. (A mixture with α > 1 is several factors.)
+
+        - `key`: a JAX random key.
+        - `shape`: in front of every leaf's own shape.
+
+        **Raises** `ValueError` where more than 200,000 terms would have to be written out, or one
+        is improper. Not within `jax.jit`: how many proposals are needed is random.
+        """
+        self._require_one_weighting("sample")
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        if not self.has_mixtures():
+            return self.blend().sample(key, shape)
+        draws = self._expansion().sample(key, math.prod(shape))
+        return jax.tree.map(lambda x: x.reshape(shape + x.shape[1:]), draws)
+
+    def expand(self) -> Any:
+        r"""The product multiplied out,
+        $\sum_{k_1 \dots k_T} \prod_t \pi_{tk_t} q_{tk_t}$: one `Mixture` of Π_t K_t components.
+
+        Exponents of mixtures must be whole numbers (2 stands for two factors).
+
+        **Raises** `ValueError` for other exponents, more than 200,000 terms, or an improper term.
+        """
+        self._require_one_weighting("expand")
+        for t, (q, a) in enumerate(zip(self.factors, self.exponents.tolist(), strict=True)):
+            if not is_single(q) and a != round(a):
+                raise ValueError(
+                    f"factor {t} is a mixture with exponent {a:.6g}, and only whole numbers can be "
+                    "multiplied out. `sample` and `maxima` take any."
+                )
+        if not self.has_mixtures():
+            raise ValueError("no factor is a mixture: the product is the posterior `blend()`.")
+        expansion = self._expansion()
+        kind = next(type(q) for q in self.factors if not is_single(q))
+        return kind(softmax(expansion.log_weights), expansion.components())
+
     def on_ridge(self, r: Float[Array, "*S R"]) -> PyTree:
         """argmax Π_tk q_tk^{α_t r_tk}, for the responsibilities of `maxima`."""
 
@@ -208,6 +271,16 @@ class Product(AbstractLazyPosterior):
     def has_mixtures(self) -> bool:
         """Whether the product has no closed form."""
         return not all(is_single(factor) for factor in self.factors)
+
+    def _expansion(self) -> Expansion:
+        return Expansion.of(self.factors, np.asarray(self.exponents))
+
+    def _require_one_weighting(self, what: str) -> None:
+        if self.exponents.ndim != 1:
+            raise ValueError(
+                f"exponents have shape {self.exponents.shape}, and `{what}` takes one weighting: "
+                "use `product.with_exponents(product.exponents[i])`."
+            )
 
     def _product(self, members: list[Any]) -> Any:
         powers = [member**a for member, a in zip(members, self.exponents, strict=True)]
@@ -260,17 +333,4 @@ def _require_factor(factor: Any) -> None:
         raise ValueError(
             f"a factor is a batch of posteriors, {batch_shape}: multiply one of each at a "
             "time, or make it a `Mixture`."
-        )
-
-
-def _warn_if_short(converged: Any, gradient: Any, steps: Any) -> None:
-    short = ~np.atleast_1d(np.asarray(converged))
-    if short.any():
-        worst = float(np.max(np.atleast_1d(np.asarray(gradient))[short]))
-        warnings.warn(
-            f"{int(short.sum())} of {short.size} climbs to a mode have not converged in "
-            f"{int(np.max(np.asarray(steps)))} steps: the gradient is up to {worst:.3g} posterior "
-            "standard deviations. Use more max_steps, or look at `maxima()`.",
-            ConvergenceWarning,
-            stacklevel=2,
         )

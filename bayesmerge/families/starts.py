@@ -6,7 +6,7 @@ import numpy as np
 from jax.nn import one_hot
 from jaxtyping import Array, Float, PyTree
 
-from bayesmerge.families.climb import Ridge, is_single, sizes, values
+from bayesmerge.families.climb import Ridge, in_batches, is_single, sizes, values
 
 BEAM = 16
 CLIMBS = 16
@@ -26,7 +26,15 @@ def blend(ridge: Ridge) -> Float[Array, "1 R"]:
 
 def means(ridge: Ridge) -> Float[Array, "S R"]:
     """r = π̂(μ_tk), at the mean of every component."""
-    return jnp.concatenate([points(ridge, q.means) for q in ridge.factors if not is_single(q)])
+    return jax.vmap(ridge.responsibilities)(log_joint_at_means(ridge))
+
+
+def log_joint_at_means(ridge: Ridge) -> Float[Array, "S R"]:
+    """log π_tk q_tk of all components at the mean of every one, which is θ(r) for a single one."""
+    counts = sizes(ridge.factors)
+    of_mixtures = np.repeat([not is_single(q) for q in ridge.factors], counts)
+    alone = jnp.eye(len(of_mixtures), dtype=ridge.at_centre.dtype)[of_mixtures]
+    return in_batches(ridge, lambda w: ridge.log_joint_at(w[0]), (alone,))
 
 
 def merged(ridge: Ridge, exponents: Float[Array, " T"]) -> Float[Array, "S R"]:

@@ -1,0 +1,68 @@
+r"""The curvature of a product of Gaussian mixtures: complete minus missing information,
+
+$-\nabla^2 \sum_t \alpha_t \log q_t = \sum_{t,k} \alpha_t \hat\pi_{tk} \Lambda_{tk} -
+\sum_t \alpha_t \mathrm{Cov}_{\hat\pi_t}[\nabla \log q_{tk}]$ (Louis 1982), the precision of the
+minorizer less the disagreement of the components.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from bayesmerge.families.climb import is_single, minorizer, repeat, split
+from bayesmerge.families.diagonal import DiagonalGaussian
+from bayesmerge.families.full import FullGaussian
+from bayesmerge.families.gaussian import AbstractGaussian
+
+Structure = Literal["full", "diagonal"]
+
+
+def laplace_at(
+    factors: list[Any], exponents: Float[Array, " T"], theta: PyTree, structure: Structure | None
+) -> Any:
+    """N(θ, H⁻¹), H the negative Hessian of log Π q_t^{α_t} at θ, or its diagonal."""
+    for q in factors:
+        components = q if is_single(q) else q.components
+        if not isinstance(components, AbstractGaussian):
+            raise TypeError(
+                f"a factor has components of family {type(components).__name__}, and the Laplace "
+                "approximation is made of products of Gaussians and mixtures of Gaussians. Draw "
+                "with `sample` instead."
+            )
+    shares = [jnp.ones(1) if is_single(q) else q.responsibilities(theta) for q in factors]
+    weights = repeat(factors, exponents) * jnp.concatenate(shares)
+    peak = minorizer(factors, weights)
+    if structure is None:
+        structure = "full" if isinstance(peak, FullGaussian) else "diagonal"
+    while peak.breadth < (2 if structure == "full" else 1):
+        peak = peak.widen()
+    rows = jnp.concatenate(
+        [
+            _deviations(q, w, theta)
+            for q, w in zip(factors, split(factors, weights), strict=True)
+            if not is_single(q)
+        ]
+    )
+    if structure == "full":
+        return FullGaussian.from_mean_precision(theta, peak.precision - rows.T @ rows)
+    layout = peak.layout
+    complete = (
+        jnp.diag(peak.precision) if isinstance(peak, FullGaussian) else layout.ravel(peak.precision)
+    )
+    precision = layout.unravel(complete - jnp.sum(rows**2, axis=0))
+    return DiagonalGaussian.from_mean_precision(theta, precision)
+
+
+def _deviations(mixture: Any, weights: Float[Array, " K"], theta: PyTree) -> Float[Array, "K P"]:
+    """√w_k (∇log q_k − Σ_j ŵ_j ∇log q_j), ŵ = w/Σw."""
+
+    def gradient(q: AbstractGaussian) -> Float[Array, " P"]:
+        slope = jax.tree.map(jnp.subtract, q.linear, q.multiply(theta))
+        return q.layout.ravel(slope)
+
+    gradients = jax.vmap(gradient)(mixture.components)
+    total = jnp.sum(weights)
+    mean = weights @ gradients / jnp.where(total > 0, total, 1)
+    return jnp.sqrt(weights)[:, None] * (gradients - mean[None])

@@ -1,0 +1,163 @@
+"""Modes of products of mixtures along a grid of weightings: each learns from its neighbours.
+
+A mode is known by its responsibilities, so that what is kept for a weighting are as many numbers as
+there are components, however large the models are.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from scipy.spatial import cKDTree
+
+from bayesmerge.families import starts
+from bayesmerge.families.climb import Climb, Ridge, climbs, default_tolerance, values
+from bayesmerge.families.maxima import MAX_STEPS, warn_if_short
+from bayesmerge.families.product import Product
+
+BATCH = 64
+NEIGHBOURS = 6
+PILOTS = 12
+ROUNDS = 20
+
+
+class Modes(NamedTuple):
+    """One for every weighting: responsibilities for `Product.on_ridge`, Σα_t log q_t(θ) up to a
+    constant, the gradient in posterior standard deviations, and the steps of the climb."""
+
+    responsibilities: Float[np.ndarray, "A R"]
+    value: Float[np.ndarray, " A"]
+    gradient: Float[np.ndarray, " A"]
+    steps: Int[np.ndarray, " A"]
+
+
+def modes_along(
+    product: Product, *, max_steps: int = MAX_STEPS, progress: bool | str = False
+) -> Modes:
+    """The modes of `product` at all its weightings, exponents (A, T).
+
+    At a few pilot weightings `Product.maxima` searches. Every weighting climbs from the blend, the
+    highest component mean, and the pilot whose responsibilities show the highest place. Then those
+    to which a neighbour's responsibilities show a higher place climb from it, round after round,
+    until none is left.
+
+    **Warns** with a `ConvergenceWarning` where `max_steps` were not enough.
+
+    **Raises** `ValueError` for a weighting without any maximum.
+    """
+    ridge, alphas = Ridge.of(product.factors), np.asarray(product.exponents)
+    tolerance = default_tolerance(product.layout)
+    limits = jnp.asarray(0.1 * tolerance), jnp.asarray(max_steps)
+    pilots = np.unique(np.linspace(0, len(alphas) - 1, PILOTS).round().astype(int))
+    searched = product.with_exponents(product.exponents[pilots]).maxima().best()
+    places = *_at_means(ridge), searched.responsibilities
+    found = Modes(*_in_batches(_first, ridge, (alphas,), (*places, *limits), progress))
+    _require_maxima(found.value, alphas)
+    near = _nearest(alphas) if len(alphas) > 1 else np.zeros((1, 1), int)
+    for _ in range(ROUNDS):
+        height, r = _in_batches(_lent, ridge, (alphas, found.responsibilities[near]))
+        noise = 64 * np.finfo(height.dtype).eps * (1 + np.abs(found.value))
+        rows = np.flatnonzero(height > found.value + noise)
+        if not len(rows):
+            break
+        higher = _in_batches(_again, ridge, (alphas[rows], r[rows]), limits)
+        for old, new in zip(found, higher, strict=True):
+            old[rows] = new
+    warn_if_short(found.gradient <= tolerance, found.gradient, found.steps)
+    return found
+
+
+@eqx.filter_jit
+def _at_means(ridge: Ridge) -> tuple[Float[Array, "S R"], Float[Array, "S T"]]:
+    """Responsibilities and log q_t at the mean of every component."""
+    log_joint = starts.log_joint_at_means(ridge)
+    return jax.vmap(ridge.responsibilities)(log_joint), jax.vmap(ridge.log_factors)(log_joint)
+
+
+@eqx.filter_jit
+def _first(
+    ridge: Ridge,
+    alphas: Float[Array, "A T"],
+    r_means: Float[Array, "S R"],
+    log_means: Float[Array, "S T"],
+    r_pilots: Float[Array, "M R"],
+    tolerance: Float[Array, ""],
+    max_steps: Int[Array, ""],
+) -> tuple[Array, ...]:
+    """The highest of three climbs."""
+    count = len(alphas)
+    blend = jnp.broadcast_to(starts.blend(ridge), (count, r_means.shape[1]))
+    mean = r_means[jnp.argmax(alphas @ log_means.T, axis=1)]
+    _, pilot = _lent(ridge, alphas, jnp.broadcast_to(r_pilots[None], (count, *r_pilots.shape)))
+    climbers = jnp.tile(alphas, (3, 1)), jnp.concatenate([blend, mean, pilot])
+    ends = climbs(ridge, *climbers, tolerance, max_steps, True)
+    value = jnp.where(jnp.isnan(ends.value), -jnp.inf, ends.value).reshape(3, count)
+    best = jnp.argmax(value, axis=0) * count + jnp.arange(count)
+    return tuple(x[best] for x in _kept(ends))
+
+
+@eqx.filter_jit
+def _lent(ridge: Ridge, alphas: Float[Array, "A T"], r: Float[Array, "A B R"]) -> tuple[Array, ...]:
+    """The best of the neighbours' responsibilities, and how high it leads."""
+    count = r.shape[1]
+    height = values(ridge, jnp.repeat(alphas, count, axis=0), r.reshape(-1, r.shape[-1]))
+    best = jnp.argmax(height.reshape(-1, count), axis=1)
+    row = jnp.arange(len(alphas))
+    return height.reshape(-1, count)[row, best], r[row, best]
+
+
+@eqx.filter_jit
+def _again(
+    ridge: Ridge,
+    alphas: Float[Array, "A T"],
+    r: Float[Array, "A R"],
+    tolerance: Float[Array, ""],
+    max_steps: Int[Array, ""],
+) -> tuple[Array, ...]:
+    return _kept(climbs(ridge, alphas, r, tolerance, max_steps, True))
+
+
+def _kept(ends: Climb) -> tuple[Array, ...]:
+    return ends.responsibilities, ends.value, ends.gradient, ends.steps
+
+
+def _in_batches(
+    function: Callable[..., tuple[Array, ...]],
+    ridge: Ridge,
+    rows: tuple[np.ndarray, ...],
+    others: tuple[Array, ...] = (),
+    progress: bool | str = False,
+) -> list[np.ndarray]:
+    """`function(ridge, *rows, *others)`, a batch of rows of one size after the other."""
+    from tqdm import tqdm
+
+    count, parts = len(rows[0]), []
+    with tqdm(total=count, desc="modes", disable=not progress, unit=" weightings") as bar:
+        for first in range(0, count, BATCH):
+            index = np.minimum(np.arange(first, first + min(BATCH, count)), count - 1)
+            kept = min(BATCH, count - first)
+            part = function(ridge, *(jnp.asarray(x[index]) for x in rows), *others)
+            parts.append([np.asarray(x)[:kept] for x in part])
+            bar.update(kept)
+    return [np.concatenate(x) for x in zip(*parts, strict=True)]
+
+
+def _nearest(alphas: Float[np.ndarray, "A T"]) -> Int[np.ndarray, "A B"]:
+    """The `NEIGHBOURS` nearest weightings of every one."""
+    count = min(NEIGHBOURS, len(alphas) - 1)
+    return cKDTree(alphas).query(alphas, k=np.arange(2, count + 2))[1]
+
+
+def _require_maxima(value: Float[np.ndarray, " A"], alphas: Float[np.ndarray, "A T"]) -> None:
+    lost = np.flatnonzero(~np.isfinite(value))
+    if len(lost):
+        row = int(lost[0])
+        raise ValueError(
+            f"row {row} of the weightings, exponents {alphas[row].round(6).tolist()} (that of the "
+            "prior first, if there is one), takes away more than there is: the product has no "
+            "maximum. Use smaller weights."
+        )
