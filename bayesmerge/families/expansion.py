@@ -41,13 +41,11 @@ class Expansion(eqx.Module):
         """**Raises** `ValueError` for more than `MAX_TERMS` terms, or an improper one."""
         factors, powers = _repeated(factors, exponents)
         if all(is_single(q) for q in factors):
-            raise ValueError(
-                "the exponents of all mixtures are 0: nothing is left to multiply out."
-            )
+            raise ValueError("all exponents of mixtures are 0: nothing is there to multiply out.")
         counts = sizes(factors)
         if math.prod(counts) > MAX_TERMS:
             raise ValueError(
-            raise ValueError("all exponents of mixtures are 0: nothing is there to multiply out.")
+                f"multiplied out, mixtures of {[k for k in counts if k > 1]} components (those of "
                 f"exponents above 1 repeated) have {math.prod(counts):,} terms, and at most "
                 f"{MAX_TERMS:,} are written out. Use `truncate` or `reduce` on the mixtures."
             )
