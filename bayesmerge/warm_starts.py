@@ -23,6 +23,8 @@ BATCH = 64
 NEIGHBOURS = 6
 PILOTS = 12
 ROUNDS = 20
+SMALL = 2**16
+"""Natural parameters times components up to which every weighting gets a search of its own."""
 
 
 class Modes(NamedTuple):
@@ -38,26 +40,40 @@ class Modes(NamedTuple):
 def modes_along(
     product: Product, *, max_steps: int = MAX_STEPS, progress: bool | str = False
 ) -> Modes:
-    """The modes of `product` at all its weightings, exponents (A, T).
-
-    At a few pilot weightings `Product.maxima` searches. Every weighting climbs from the blend, the
-    highest component mean, and the pilot whose responsibilities show the highest place. Then those
-    to which a neighbour's responsibilities show a higher place climb from it, round after round,
-    until none is left.
+    """The modes of `product` at all its weightings, exponents (A, T): by `Product.maxima` for each
+    where that is cheap, else with warm starts.
 
     **Warns** with a `ConvergenceWarning` where `max_steps` were not enough.
 
     **Raises** `ValueError` for a weighting without any maximum.
     """
-    ridge, alphas = Ridge.of(product.factors), np.asarray(product.exponents)
-    tolerance = default_tolerance(product.layout)
-    limits = jnp.asarray(0.1 * tolerance), jnp.asarray(max_steps)
+    ridge = Ridge.of(product.factors)
+    if ridge.size() * len(ridge.at_centre) <= SMALL:
+        best = product.maxima("highest", max_steps=max_steps).best()
+        kept = best.responsibilities, best.log_density, best.gradient, best.steps
+        found = Modes(*map(np.asarray, kept))
+    else:
+        found = _with_warm_starts(product, ridge, max_steps, progress)
+    converged = found.gradient <= default_tolerance(product.layout)
+    warn_if_short(converged, found.gradient, found.steps)
+    return found
+
+
+def _with_warm_starts(
+    product: Product, ridge: Ridge, max_steps: int, progress: bool | str
+) -> Modes:
+    """At a few pilot weightings `Product.maxima` searches. Every weighting climbs from the blend,
+    from the highest component mean, and from the pilot whose responsibilities show the highest
+    place. Then those to which a neighbour's responsibilities show a higher place climb from it,
+    round after round, until none is left."""
+    alphas = np.asarray(product.exponents)
+    limits = jnp.asarray(0.1 * default_tolerance(product.layout)), jnp.asarray(max_steps)
     pilots = np.unique(np.linspace(0, len(alphas) - 1, PILOTS).round().astype(int))
-    searched = product.with_exponents(product.exponents[pilots]).maxima().best()
+    searched = product.with_exponents(product.exponents[pilots]).maxima("highest").best()
     places = *_at_means(ridge), searched.responsibilities
     found = Modes(*_in_batches(_first, ridge, (alphas,), (*places, *limits), progress))
     _require_maxima(found.value, alphas)
-    near = _nearest(alphas) if len(alphas) > 1 else np.zeros((1, 1), int)
+    near = _nearest(alphas)
     for _ in range(ROUNDS):
         height, r = _in_batches(_lent, ridge, (alphas, found.responsibilities[near]))
         noise = 64 * np.finfo(height.dtype).eps * (1 + np.abs(found.value))
@@ -67,7 +83,6 @@ def modes_along(
         higher = _in_batches(_again, ridge, (alphas[rows], r[rows]), limits)
         for old, new in zip(found, higher, strict=True):
             old[rows] = new
-    warn_if_short(found.gradient <= tolerance, found.gradient, found.steps)
     return found
 
 
@@ -138,7 +153,7 @@ def _in_batches(
     count, parts = len(rows[0]), []
     with tqdm(total=count, desc="modes", disable=not progress, unit=" weightings") as bar:
         for first in range(0, count, BATCH):
-            index = np.minimum(np.arange(first, first + min(BATCH, count)), count - 1)
+            index = np.minimum(np.arange(first, first + BATCH), count - 1)
             kept = min(BATCH, count - first)
             part = function(ridge, *(jnp.asarray(x[index]) for x in rows), *others)
             parts.append([np.asarray(x)[:kept] for x in part])
@@ -148,8 +163,8 @@ def _in_batches(
 
 def _nearest(alphas: Float[np.ndarray, "A T"]) -> Int[np.ndarray, "A B"]:
     """The `NEIGHBOURS` nearest weightings of every one."""
-    count = min(NEIGHBOURS, len(alphas) - 1)
-    return cKDTree(alphas).query(alphas, k=np.arange(2, count + 2))[1]
+    others = np.arange(2, 2 + NEIGHBOURS)
+    return np.minimum(cKDTree(alphas).query(alphas, k=others)[1], len(alphas) - 1)
 
 
 def _require_maxima(value: Float[np.ndarray, " A"], alphas: Float[np.ndarray, "A T"]) -> None:

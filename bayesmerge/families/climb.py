@@ -177,12 +177,16 @@ class Ridge(eqx.Module):
         value = jnp.sum(exponents * self.log_factors(log_joint))
         return Climb(r, updated, value, gradient, jnp.array(1))
 
+    def size(self) -> int:
+        """The number of natural parameters of a minorizer."""
+        shapes = jax.eval_shape(lambda w: minorizer(self.factors, w), self.at_centre)
+        return sum(x.size for x in jax.tree.leaves(shapes))
+
     def batch_size(self) -> int:
         """How many θ(r) to compute at once."""
         if entrywise.are_entrywise(self._components()):
             return ENTRYWISE_AT_ONCE
-        shapes = jax.eval_shape(lambda w: minorizer(self.factors, w), self.at_centre)
-        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+        size = self.size() * self.at_centre.dtype.itemsize
         return max(1, BYTES_AT_ONCE // (size * (1 + len(self.factors))))
 
     def _components(self) -> list[Any]:
@@ -276,5 +280,7 @@ def values(
 
 def in_batches(ridge: Ridge, function: Any, arguments: tuple[Array, ...]) -> Any:
     """`function` mapped over a leading axis, as many at once as keep minorizers within memory."""
-    size = min(ridge.batch_size(), len(arguments[0]))
+    size = ridge.batch_size()
+    if len(arguments[0]) <= size:
+        return jax.vmap(function)(arguments)
     return jax.lax.map(function, arguments, batch_size=size)

@@ -13,7 +13,7 @@ from bayesmerge.families import starts as places
 from bayesmerge.families.checks import ConvergenceWarning, require
 from bayesmerge.families.climb import Ridge, climbs, default_tolerance, is_single
 
-Starts: TypeAlias = Literal["blend", "means", "merged"]
+Starts: TypeAlias = Literal["blend", "means", "merged", "highest"]
 
 MAX_STEPS = 1000
 
@@ -60,10 +60,11 @@ class Maxima(eqx.Module):
                 f"log_density has shape {self.log_density.shape}, and distinct modes are those of "
                 "one weighting, shape (S,): take the product of one weighting."
             )
+        left = np.asarray(self.converged)
         kept: list[int] = []
-        for s in np.flatnonzero(np.asarray(self.converged)).tolist():
-            if all(self._distance(k, s) > apart for k in kept):
-                kept.append(s)
+        while left.any():
+            kept.append(int(np.argmax(left)))
+            left = left & np.asarray(_distances(self, jnp.asarray(kept[-1])) > apart)
         index = np.asarray(kept, int)
         r = self.responsibilities[index]
         return Maxima(self.product, r, *(x[index] for x in self._per_climb()))
@@ -74,9 +75,12 @@ class Maxima(eqx.Module):
     def _per_climb(self) -> tuple[Array, ...]:
         return self.log_density, self.gradient, self.steps, self.converged
 
-    def _distance(self, s: int, other: int) -> float:
-        ridge, r = Ridge.of(self.product.factors), self.responsibilities
-        return float(ridge.distance(self.product.exponents, r[s], r[other]))
+
+@eqx.filter_jit
+def _distances(found: Maxima, s: Int[Array, ""]) -> Float[Array, " S"]:
+    """From mode s to all."""
+    ridge, r = Ridge.of(found.product.factors), found.responsibilities
+    return jax.lax.map(lambda other: ridge.distance(found.product.exponents, r[s], other), r)
 
 
 def find_maxima(
@@ -96,7 +100,13 @@ def find_maxima(
         "the climb met a density that is not finite: a start lies where no component has any "
         "density, or negative exponents take away more than there is."
     )
-    return Maxima(product, *require(found, jnp.all(jnp.isfinite(found[1])), message))
+
+    def which() -> str:
+        lost = np.argwhere(~np.isfinite(np.asarray(found[1])))[0]
+        exponents = np.asarray(product.exponents)[tuple(lost[:-1])].round(6).tolist()
+        return f"It happened with the exponents {exponents}."
+
+    return Maxima(product, *require(found, jnp.all(jnp.isfinite(found[1])), message, which))
 
 
 @eqx.filter_jit
@@ -132,18 +142,22 @@ def _starting_points(
     ridge: Ridge, exponents: Float[Array, " T"], starts: Starts | PyTree | None
 ) -> Float[Array, "S R"]:
     if starts is None:
-        return places.default(ridge, exponents)
+        return places.every(ridge, exponents)
     if not isinstance(starts, str):
         return places.points(ridge, starts)
-    named = {"blend": places.blend, "means": places.means}
-    if starts == "merged":
-        return places.merged(ridge, exponents)
-    if starts not in named:
-        raise ValueError(
-            f"starts is '{starts}', and it must be 'blend', 'means', 'merged', or a pytree of θ "
-            "with a leading axis."
-        )
-    return named[starts](ridge)
+    match starts:
+        case "blend":
+            return places.blend(ridge)
+        case "means":
+            return places.means(ridge)
+        case "merged":
+            return places.merged(ridge, exponents)
+        case "highest":
+            return places.highest(ridge, exponents)
+    raise ValueError(
+        f"starts is '{starts}', and it must be 'blend', 'means', 'merged', 'highest', or a pytree "
+        "of θ with a leading axis."
+    )
 
 
 def _at_centre(ridge: Ridge, alphas: Float[Array, "A T"]) -> Float[Array, " A"]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray, PyTree
 from bayesmerge.families.base import AbstractExponentialFamily
 from bayesmerge.families.checks import is_concrete, require, require_finite
 from bayesmerge.families.layout import Layout
-from bayesmerge.families.maxima import MAX_STEPS, Starts
+from bayesmerge.families.maxima import MAX_STEPS, Maxima, Starts
 from bayesmerge.families.product import AbstractLazyPosterior, Product
 from bayesmerge.families.reduction import merge_pairs, nearest_member
 
@@ -121,6 +121,19 @@ class Mixture(AbstractLazyPosterior):
     ) -> PyTree:
         """The highest of the maxima found from all means, or from `starts`, as `Product.mode`."""
         return Product([self], jnp.ones(1)).mode(starts, max_steps=max_steps)
+
+    def maxima(
+        self,
+        starts: Starts | PyTree | None = "means",
+        *,
+        tolerance: float | None = None,
+        max_steps: int = MAX_STEPS,
+        accelerate: bool = True,
+    ) -> Maxima:
+        """The local maxima found from all means, or from `starts`, as `Product.maxima`."""
+        return Product([self], jnp.ones(1)).maxima(
+            starts, tolerance=tolerance, max_steps=max_steps, accelerate=accelerate
+        )
 
     def is_proper(self) -> Bool[Array, ""]:
         """Whether q has a normaliser: always, for components have."""

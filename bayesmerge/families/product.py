@@ -180,8 +180,8 @@ class Product(AbstractLazyPosterior):
 
         - `starts`: `"blend"`, one start, the mode of `blend()`; `"means"`, the mean of every
           component; `"merged"`, combinations of one component of every mixture, the 16 whose
-          merged means are highest; by default the 16 highest of all these. Or a pytree shaped as
-          θ with a leading axis of starts.
+          merged means are highest; by default all these; `"highest"`, the 16 highest of them. Or a
+          pytree shaped as θ with a leading axis of starts.
         - `tolerance`: of the gradient in posterior standard deviations; by default ε^{2/3}.
         - `max_steps`: evaluations of the density, from every start.
         - `accelerate`: whether to extrapolate (Anderson's method; steps downhill are taken back).

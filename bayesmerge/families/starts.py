@@ -12,10 +12,14 @@ BEAM = 16
 CLIMBS = 16
 
 
-def default(ridge: Ridge, exponents: Float[Array, " T"]) -> Float[Array, "S R"]:
-    """The `CLIMBS` highest of all below."""
-    pool = jnp.concatenate([blend(ridge), means(ridge), merged(ridge, exponents)])
-    return _highest(ridge, exponents, pool, CLIMBS)
+def every(ridge: Ridge, exponents: Float[Array, " T"]) -> Float[Array, "S R"]:
+    """All below."""
+    return jnp.concatenate([blend(ridge), means(ridge), merged(ridge, exponents)])
+
+
+def highest(ridge: Ridge, exponents: Float[Array, " T"]) -> Float[Array, "S R"]:
+    """Of all below the `CLIMBS` highest."""
+    return _highest(ridge, exponents, every(ridge, exponents), CLIMBS)
 
 
 def blend(ridge: Ridge) -> Float[Array, "1 R"]:
@@ -61,6 +65,6 @@ def points(ridge: Ridge, theta: PyTree) -> Float[Array, "S R"]:
 
 def _highest(
     ridge: Ridge, exponents: Float[Array, " T"], r: Float[Array, "S R"], count: int
-) -> Float[Array, "S R"]:
+) -> Float[Array, "N R"]:
     height = values(ridge, jnp.broadcast_to(exponents, (len(r), *exponents.shape)), r)
     return r[jax.lax.top_k(height, min(count, len(r)))[1]]
