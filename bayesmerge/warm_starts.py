@@ -15,13 +15,14 @@ from jaxtyping import Array, Float, Int
 from scipy.spatial import cKDTree
 
 from bayesmerge.families import starts
-from bayesmerge.families.climb import Climb, Ridge, climbs, default_tolerance, values
+from bayesmerge.families.climb import Ridge, climbs, default_tolerance, values
 from bayesmerge.families.maxima import MAX_STEPS, warn_if_short
 from bayesmerge.families.product import Product
 
 BATCH = 64
 NEIGHBOURS = 6
-PILOTS = 12
+PILOTS = 8
+STEPS_AT_ONCE = 6
 ROUNDS = 20
 SMALL = 2**16
 """Natural parameters times components up to which every weighting gets a search of its own."""
@@ -62,17 +63,18 @@ def modes_along(
 def _with_warm_starts(
     product: Product, ridge: Ridge, max_steps: int, progress: bool | str
 ) -> Modes:
-    """At a few pilot weightings `Product.maxima` searches. Every weighting climbs from the blend,
-    from the highest component mean, and from the pilot whose responsibilities show the highest
-    place. Then those to which a neighbour's responsibilities show a higher place climb from it,
-    round after round, until none is left."""
+    """At a few pilot weightings `Product.maxima` searches. Every weighting climbs from where it is
+    highest: at the blend, the highest component mean, or what the pilots' responsibilities show.
+    Then those to which a neighbour's responsibilities show a higher place climb
+    from it, round after round, until none is left."""
     alphas = np.asarray(product.exponents)
-    limits = jnp.asarray(0.1 * default_tolerance(product.layout)), jnp.asarray(max_steps)
     pilots = np.unique(np.linspace(0, len(alphas) - 1, PILOTS).round().astype(int))
     searched = product.with_exponents(product.exponents[pilots]).maxima("highest").best()
     places = *_at_means(ridge), searched.responsibilities
-    found = Modes(*_in_batches(_first, ridge, (alphas,), (*places, *limits), progress))
+    tolerance = jnp.asarray(default_tolerance(product.layout))
+    found = Modes(*_in_batches(_first, ridge, (alphas,), (*places, tolerance), progress))
     _require_maxima(found.value, alphas)
+    _finish(ridge, alphas, found, tolerance, max_steps)
     near = _nearest(alphas)
     for _ in range(ROUNDS):
         height, r = _in_batches(_lent, ridge, (alphas, found.responsibilities[near]))
@@ -80,10 +82,23 @@ def _with_warm_starts(
         rows = np.flatnonzero(height > found.value + noise)
         if not len(rows):
             break
-        higher = _in_batches(_again, ridge, (alphas[rows], r[rows]), limits)
-        for old, new in zip(found, higher, strict=True):
-            old[rows] = new
+        found.responsibilities[rows], found.steps[rows], found.gradient[rows] = r[rows], 0, np.inf
+        _finish(ridge, alphas, found, tolerance, max_steps)
     return found
+
+
+def _finish(
+    ridge: Ridge, alphas: np.ndarray, found: Modes, tolerance: Float[Array, ""], max_steps: int
+) -> None:
+    """Climb on, a few steps at a time, with those that have not arrived."""
+    while True:
+        rows = np.flatnonzero((found.gradient > float(tolerance)) & (found.steps < max_steps))
+        if not len(rows):
+            return
+        at = alphas[rows], found.responsibilities[rows]
+        r, value, gradient, steps = _in_batches(_further, ridge, at, (tolerance,))
+        found.responsibilities[rows], found.value[rows], found.gradient[rows] = r, value, gradient
+        found.steps[rows] += steps
 
 
 @eqx.filter_jit
@@ -101,18 +116,21 @@ def _first(
     log_means: Float[Array, "S T"],
     r_pilots: Float[Array, "M R"],
     tolerance: Float[Array, ""],
-    max_steps: Int[Array, ""],
 ) -> tuple[Array, ...]:
-    """The highest of three climbs."""
-    count = len(alphas)
-    blend = jnp.broadcast_to(starts.blend(ridge), (count, r_means.shape[1]))
+    """A few steps from the highest of blend, component mean and pilots."""
     mean = r_means[jnp.argmax(alphas @ log_means.T, axis=1)]
-    _, pilot = _lent(ridge, alphas, jnp.broadcast_to(r_pilots[None], (count, *r_pilots.shape)))
-    climbers = jnp.tile(alphas, (3, 1)), jnp.concatenate([blend, mean, pilot])
-    ends = climbs(ridge, *climbers, tolerance, max_steps, True)
-    value = jnp.where(jnp.isnan(ends.value), -jnp.inf, ends.value).reshape(3, count)
-    best = jnp.argmax(value, axis=0) * count + jnp.arange(count)
-    return tuple(x[best] for x in _kept(ends))
+    shared = jnp.concatenate([starts.blend(ridge), r_pilots])
+    shared = jnp.broadcast_to(shared[None], (len(alphas), *shared.shape))
+    _, r = _lent(ridge, alphas, jnp.concatenate([mean[:, None], shared], axis=1))
+    return _further(ridge, alphas, starts.tilted(ridge, r), tolerance)
+
+
+@eqx.filter_jit
+def _further(
+    ridge: Ridge, alphas: Float[Array, "A T"], r: Float[Array, "A R"], tolerance: Float[Array, ""]
+) -> tuple[Array, ...]:
+    ends = climbs(ridge, alphas, r, 0.1 * tolerance, jnp.asarray(STEPS_AT_ONCE), True)
+    return ends.responsibilities, ends.value, ends.gradient, ends.steps
 
 
 @eqx.filter_jit
@@ -123,21 +141,6 @@ def _lent(ridge: Ridge, alphas: Float[Array, "A T"], r: Float[Array, "A B R"]) -
     best = jnp.argmax(height.reshape(-1, count), axis=1)
     row = jnp.arange(len(alphas))
     return height.reshape(-1, count)[row, best], r[row, best]
-
-
-@eqx.filter_jit
-def _again(
-    ridge: Ridge,
-    alphas: Float[Array, "A T"],
-    r: Float[Array, "A R"],
-    tolerance: Float[Array, ""],
-    max_steps: Int[Array, ""],
-) -> tuple[Array, ...]:
-    return _kept(climbs(ridge, alphas, r, tolerance, max_steps, True))
-
-
-def _kept(ends: Climb) -> tuple[Array, ...]:
-    return ends.responsibilities, ends.value, ends.gradient, ends.steps
 
 
 def _in_batches(

@@ -157,13 +157,14 @@ class Ridge(eqx.Module):
                 components, self.centre, alpha * r, alpha * updated
             )
         else:
-            theta = minorizer(self.factors, alpha * r).mode()
-            above = minorizer(self.factors, alpha * updated)
-            step = jax.tree.map(jnp.subtract, above.mode(), theta)
-            if isinstance(above, AbstractGaussian):
-                scaled = above.multiply(step)
-            else:
-                scaled = jax.tree.map(jnp.divide, step, above.variance())
+            with unchecked():
+                theta = minorizer(self.factors, alpha * r).mode()
+                above = minorizer(self.factors, alpha * updated)
+                step = jax.tree.map(jnp.subtract, above.mode(), theta)
+                if isinstance(above, AbstractGaussian):
+                    scaled = above.multiply(step)
+                else:
+                    scaled = jax.tree.map(jnp.divide, step, above.variance())
             squared = tree_dot(step, scaled)
         return jnp.sqrt(jnp.maximum(squared, 0) / self._layout.size)
 
@@ -223,7 +224,7 @@ def climb(
 
     def step(state: tuple[Climb, Secants]) -> tuple[Climb, Secants]:
         here, secants = state
-        trial = ridge.visit(exponents, _on_simplices(ridge, secants.extrapolate(here)))
+        trial = ridge.visit(exponents, on_simplices(ridge, secants.extrapolate(here)))
         noise = 8 * jnp.finfo(here.value.dtype).eps * (1 + jnp.abs(here.value))
         is_level = jnp.abs(trial.value - here.value) <= noise
         is_uphill = jnp.where(is_level, trial.gradient < here.gradient, trial.value > here.value)
@@ -237,7 +238,8 @@ def climb(
     return end
 
 
-def _on_simplices(ridge: Ridge, r: Float[Array, " R"]) -> Float[Array, " R"]:
+def on_simplices(ridge: Ridge, r: Float[Array, " R"]) -> Float[Array, " R"]:
+    """r without negative entries, each factor's normalised."""
     parts = [jnp.maximum(part, 0) for part in split(ridge.factors, r)]
     return jnp.concatenate([part / jnp.sum(part) for part in parts])
 
@@ -281,6 +283,10 @@ def values(
 def in_batches(ridge: Ridge, function: Any, arguments: tuple[Array, ...]) -> Any:
     """`function` mapped over a leading axis, as many at once as keep minorizers within memory."""
     size = ridge.batch_size()
-    if len(arguments[0]) <= size:
+    count = len(arguments[0])
+    if count <= size:
         return jax.vmap(function)(arguments)
-    return jax.lax.map(function, arguments, batch_size=size)
+    index = np.minimum(np.arange(-(-count // size) * size), count - 1)
+    padded = jax.tree.map(lambda x: x[index].reshape(-1, size, *x.shape[1:]), arguments)
+    mapped = jax.lax.map(jax.vmap(function), padded)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], mapped)

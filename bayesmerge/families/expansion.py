@@ -18,9 +18,18 @@ from jax.nn import logsumexp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import unchecked
-from bayesmerge.families.climb import Ridge, in_batches, is_single, minorizer, sizes, split
+from bayesmerge.families.climb import (
+    BYTES_AT_ONCE,
+    Ridge,
+    in_batches,
+    is_single,
+    minorizer,
+    sizes,
+    split,
+)
 
 MAX_TERMS = 200_000
+ROUND = 4096
 
 
 class Expansion(eqx.Module):
@@ -70,9 +79,11 @@ class Expansion(eqx.Module):
         """`count` exact draws of Π_t q_t^{α_t}."""
         kept: list[PyTree] = []
         missing = count
+        bytes_each = self.ridge.size() * self.terms.dtype.itemsize
+        size = min(ROUND, 2 ** math.ceil(math.log2(count + 1)), max(1, BYTES_AT_ONCE // bytes_each))
         while missing > 0:
             key, new = jax.random.split(key)
-            draws, accepted = _proposals(self, jax.random.split(new, max(count, 1)))
+            draws, accepted = _proposals(self, jax.random.split(new, size))
             index = np.flatnonzero(np.asarray(accepted))[:missing]
             kept.append(jax.tree.map(lambda x, i=index: x[i], draws))
             missing -= len(index)
@@ -93,7 +104,7 @@ def _log_integrals(ridge: Ridge, terms: Float[Array, "n R"]) -> Float[Array, " n
 
 
 @eqx.filter_jit
-def _proposals(expansion: Expansion, keys: PRNGKeyArray) -> tuple[PyTree, Bool[Array, " n"]]:
+def _proposals(expansion: Expansion, keys: Array) -> tuple[PyTree, Bool[Array, " n"]]:
     """Draws of the terms, and which of them to keep."""
     ridge = expansion.ridge
 

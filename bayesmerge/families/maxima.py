@@ -120,12 +120,13 @@ def _climbs_sorted(
     ridge = Ridge.of(product.factors)
     weightings = product.exponents.shape[:-1]
     alphas = product.exponents.reshape(-1, len(product.factors))
-    r = jax.lax.map(lambda a: _starting_points(ridge, a, starts), alphas)
+    r = jax.lax.map(lambda a: places.tilted(ridge, _starting_points(ridge, a, starts)), alphas)
     count = r.shape[1]
     climbers = jnp.repeat(alphas, count, axis=0), r.reshape(-1, r.shape[-1])
     ends = climbs(ridge, *climbers, 0.1 * allowed, max_steps, accelerate)
-    value = ends.value.reshape(-1, count) + _at_centre(ridge, alphas)[:, None]
+    value = ends.value.reshape(-1, count)
     order = jnp.argsort(-value, axis=-1)
+    density = value + _at_centre(ridge, alphas)[:, None]
 
     def sort(x: Array) -> Array:
         rows = x.reshape(-1, count, *x.shape[1:])
@@ -134,7 +135,7 @@ def _climbs_sorted(
 
     converged = ends.gradient <= allowed
     return tuple(
-        map(sort, (ends.responsibilities, value.ravel(), ends.gradient, ends.steps, converged))
+        map(sort, (ends.responsibilities, density.ravel(), ends.gradient, ends.steps, converged))
     )
 
 

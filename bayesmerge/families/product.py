@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.nn import softmax
+from jax.nn import log_softmax
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import AbstractPosterior
@@ -254,7 +254,9 @@ class Product(AbstractLazyPosterior):
             raise ValueError("no factor is a mixture: the product is the posterior `blend()`.")
         expansion = self._expansion()
         kind = next(type(q) for q in self.factors if not is_single(q))
-        return kind(softmax(expansion.log_weights), expansion.components())
+        expanded = kind(jnp.ones(len(expansion.terms)), expansion.components())
+        weights = log_softmax(expansion.log_weights)
+        return eqx.tree_at(lambda mixture: mixture.log_weights, expanded, weights)
 
     def on_ridge(self, r: Float[Array, "*S R"]) -> PyTree:
         """argmax Π_tk q_tk^{α_t r_tk}, for the responsibilities of `maxima`."""

@@ -6,10 +6,19 @@ import numpy as np
 from jax.nn import one_hot
 from jaxtyping import Array, Float, PyTree
 
-from bayesmerge.families.climb import Ridge, in_batches, is_single, sizes, values
+from bayesmerge.families.climb import Ridge, in_batches, is_single, on_simplices, sizes, values
 
 BEAM = 16
 CLIMBS = 16
+TILT = 1e-3
+
+
+def tilted(ridge: Ridge, r: Float[Array, "S R"]) -> Float[Array, "S R"]:
+    """r, unevenly moved by a thousandth: no start is exactly at a saddle point or a minimum, where
+    expectation-maximisation would stay."""
+    golden = (0.5 + np.sqrt(5) / 2) * np.arange(1, r.shape[-1] + 1) % 1
+    uneven = on_simplices(ridge, jnp.asarray(golden, r.dtype))
+    return (1 - TILT) * r + TILT * uneven[None]
 
 
 def every(ridge: Ridge, exponents: Float[Array, " T"]) -> Float[Array, "S R"]:
