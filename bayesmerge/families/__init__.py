@@ -10,6 +10,7 @@ from bayesmerge.families.gamma import Gamma
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.isotropic import IsotropicGaussian
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.maxima import Maxima
 from bayesmerge.families.mixture import Mixture
 from bayesmerge.families.product import Product
 
@@ -25,6 +26,7 @@ __all__ = [
     "Gamma",
     "IsotropicGaussian",
     "Layout",
+    "Maxima",
     "Mixture",
     "Product",
 ]
