@@ -133,6 +133,7 @@ def _lazy_product(qs: list[Any], alpha: Array, prior: Any) -> Product:
     if prior is None:
         return Product(qs, alpha)
     gamma = 1 - jnp.sum(alpha, axis=-1, keepdims=True)
+    gamma = jnp.where(jnp.abs(gamma) < 1e-6, 0, gamma)
     return Product([prior, *qs], jnp.concatenate([gamma, alpha], axis=-1))
 
 

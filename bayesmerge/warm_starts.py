@@ -92,7 +92,8 @@ def _finish(
 ) -> None:
     """Climb on, a few steps at a time, with those that have not arrived."""
     while True:
-        rows = np.flatnonzero((found.gradient > float(tolerance)) & (found.steps < max_steps))
+        is_short = ~(found.gradient <= float(tolerance)) & (found.steps < max_steps)
+        rows = np.flatnonzero(is_short & np.isfinite(found.value))
         if not len(rows):
             return
         at = alphas[rows], found.responsibilities[rows]

@@ -152,8 +152,8 @@ def main() -> None:
           f"of {steps:.0f} steps: {naive / single[1]:.1f} times the library from the blend, "
           f"{naive / seconds[1]:.1f} times the preview")  # fmt: skip
     print(f"largest root-mean-square distance of its modes from the preview's: {apart:.1e}")
-    print(f"limit of memory: {passes} readings of {1e3 * reading:.0f} ms, {passes * reading:.1f} s; "
-          f"without batches {len(grid) * (found[0] + 1) * reading:.0f} s")  # fmt: skip
+    print(f"limit of memory: {passes} times {1e3 * reading:.0f} ms, {passes * reading:.1f} s;"
+          f" without batches {len(grid) * (found[0] + 1) * reading:.0f} s")  # fmt: skip
     print(f"limit of arithmetic: {1e3 * evaluation:.1f} ms for one evaluation at the speed of a "
           f"matrix product; the preview took as long as {seconds[1] / evaluation / len(grid):.0f} "
           "of them for each weighting")  # fmt: skip

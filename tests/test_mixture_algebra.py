@@ -35,7 +35,7 @@ def test_whole_exponents_multiply_out():
     assert float(best) == pytest.approx(float(expanded.maxima().log_density[0]), abs=1e-10)
     with pytest.raises(ValueError, match=r"factor 0 is a mixture with exponent 1\.5"):
         (p**1.5).expand()
-    with pytest.raises(ValueError, match="205,891,132,094,649 terms, and at most 200,000"):
+    with pytest.raises(ValueError, match=r"10\^14\.3 terms, and at most 200,000"):
         (p**30.0).expand()
     with pytest.raises(ValueError, match="a term of the product is improper"):
         (p / bm.IsotropicGaussian.from_mean_precision(jnp.zeros(2), 100.0)).expand()
@@ -81,7 +81,7 @@ def test_the_curvature_at_a_mode_is_the_second_derivative():
     hessian = -jax.hessian(apart.log_density)(apart.mode())
     found = (apart**1.0).laplace(structure="full")
     np.testing.assert_allclose(found.precision, hessian, atol=1e-7)
-    with pytest.raises(ValueError, match="precision must be positive"):
+    with pytest.raises(ValueError, match="so these are no maximum"):
         (apart**1.0).laplace(jnp.zeros(2))
     coins = bm.Mixture([1.0], [bm.Beta.from_concentrations(3.0, 3.0)]) ** 1.0
     with pytest.raises(TypeError, match="family Beta"):
@@ -152,9 +152,9 @@ def test_truncation_keeps_the_heaviest():
     np.testing.assert_allclose(q.truncate(2).weights, [2 / 3, 1 / 3])
     np.testing.assert_array_equal(q.truncate(2).means, q.means[1:])
     assert q.truncate(min_weight=0.5).num_components == 1
-    with pytest.raises(ValueError, match=r"leave no component; the largest weight is 0\.6"):
+    with pytest.raises(ValueError, match=r"leaves no component; the largest weight is 0\.6"):
         q.truncate(min_weight=0.7)
-    with pytest.raises(ValueError, match="count 0"):
+    with pytest.raises(ValueError, match="count is 0"):
         q.truncate(0)
     with pytest.raises(ValueError, match="count is 0"):
         q.reduce(0)

@@ -133,9 +133,8 @@ class Ridge(eqx.Module):
 
     def log_joint_at(self, weights: Float[Array, " R"]) -> Float[Array, " R"]:
         """`log_joint` at θ = argmax Π q_tk^{w_tk}; not finite where there is no maximum."""
-        components = self._components()
-        if entrywise.are_entrywise(components):
-            return self.at_centre + entrywise.log_ratios(components, self.centre, weights)
+        if self.is_entrywise():
+            return self.at_centre + entrywise.log_ratios(self._components(), self.centre, weights)
         with unchecked():
             return self.log_joint(minorizer(self.factors, weights).mode())
 
@@ -151,10 +150,10 @@ class Ridge(eqx.Module):
     ) -> Float[Array, ""]:
         """√(‖θ(r') − θ(r)‖²_Λ/P), Λ = Σ α_t r'_tk Λ_tk. For r' = π̂(θ(r)) it is √(gᵀΛ⁻¹g/P), the
         length of the gradient g = ∇log p(θ(r)) = Λ(θ(r') − θ(r))."""
-        alpha, components = repeat(self.factors, exponents), self._components()
-        if entrywise.are_entrywise(components):
+        alpha = repeat(self.factors, exponents)
+        if self.is_entrywise():
             squared = entrywise.squared_distance(
-                components, self.centre, alpha * r, alpha * updated
+                self._components(), self.centre, alpha * r, alpha * updated
             )
         else:
             with unchecked():
@@ -173,10 +172,15 @@ class Ridge(eqx.Module):
         alpha, size = repeat(self.factors, exponents), self._layout.size
         log_joint = self.log_joint_at(alpha * r)
         updated = self.responsibilities(log_joint)
-        distance = jnp.sqrt(1 + 2 * jnp.maximum(self._peaks() - log_joint, 0) / size)
+        below = jnp.where(jnp.isfinite(log_joint), self._peaks() - log_joint, 0)
+        distance = jnp.sqrt(1 + 2 * jnp.maximum(below, 0) / size)
         gradient = jnp.sum(alpha * jnp.abs(updated - r) * distance)
         value = jnp.sum(exponents * self.log_factors(log_joint))
         return Climb(r, updated, value, gradient, jnp.array(1))
+
+    def is_entrywise(self) -> bool:
+        """Whether all components are isotropic or diagonal Gaussians."""
+        return entrywise.are_entrywise(self._components())
 
     def size(self) -> int:
         """The number of natural parameters of a minorizer."""
@@ -185,7 +189,7 @@ class Ridge(eqx.Module):
 
     def batch_size(self) -> int:
         """How many θ(r) to compute at once."""
-        if entrywise.are_entrywise(self._components()):
+        if self.is_entrywise():
             return ENTRYWISE_AT_ONCE
         size = self.size() * self.at_centre.dtype.itemsize
         return max(1, BYTES_AT_ONCE // (size * (1 + len(self.factors))))
@@ -220,7 +224,8 @@ def climb(
 
     def unfinished(state: tuple[Climb, Secants]) -> Bool[Array, ""]:
         here, _ = state
-        return (here.gradient > tolerance) & (here.steps < max_steps)
+        is_short = ~(here.gradient <= tolerance) & (here.steps < max_steps)
+        return is_short & jnp.isfinite(here.value)
 
     def step(state: tuple[Climb, Secants]) -> tuple[Climb, Secants]:
         here, secants = state

@@ -48,23 +48,18 @@ class Expansion(eqx.Module):
     @classmethod
     def of(cls, factors: list[Any], exponents: Float[np.ndarray, " T"]) -> "Expansion":
         """**Raises** `ValueError` for more than `MAX_TERMS` terms, or an improper one."""
+        _require_few(factors, exponents)
         factors, powers = _repeated(factors, exponents)
         if all(is_single(q) for q in factors):
             raise ValueError("all exponents of mixtures are 0: nothing is there to multiply out.")
         counts = sizes(factors)
-        if math.prod(counts) > MAX_TERMS:
-            raise ValueError(
-                f"multiplied out, mixtures of {[k for k in counts if k > 1]} components (those of "
-                f"exponents above 1 repeated) have {math.prod(counts):,} terms, and at most "
-                f"{MAX_TERMS:,} are written out. Use `truncate` or `reduce` on the mixtures."
-            )
         first = np.cumsum((0, *counts))[:-1]
         picks = first + np.array(list(itertools.product(*map(range, counts))))
         ridge = Ridge.of(factors)
         terms = np.zeros((len(picks), sum(counts)), ridge.at_centre.dtype)
         np.put_along_axis(terms, picks, np.asarray(powers)[None].astype(terms.dtype), axis=1)
         log_weights = _log_integrals(ridge, jnp.asarray(terms))
-        if not jnp.all(jnp.isfinite(log_weights)):
+        if not jnp.all(log_weights < jnp.inf):
             raise ValueError(
                 "a term of the product is improper: negative exponents take away more than there "
                 "is. Use smaller weights."
@@ -81,12 +76,14 @@ class Expansion(eqx.Module):
         missing = count
         bytes_each = self.ridge.size() * self.terms.dtype.itemsize
         size = min(ROUND, 2 ** math.ceil(math.log2(count + 1)), max(1, BYTES_AT_ONCE // bytes_each))
-        while missing > 0:
+        while True:
             key, new = jax.random.split(key)
             draws, accepted = _proposals(self, jax.random.split(new, size))
             index = np.flatnonzero(np.asarray(accepted))[:missing]
             kept.append(jax.tree.map(lambda x, i=index: x[i], draws))
             missing -= len(index)
+            if not missing:
+                break
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
 
 
@@ -127,6 +124,21 @@ def _log_acceptance(expansion: Expansion, theta: PyTree) -> Float[Array, ""]:
     return jnp.sum(jnp.stack([a * logsumexp(part) - logsumexp(a * part) for part, a in powers]))
 
 
+def _require_few(factors: list[Any], exponents: Float[np.ndarray, " T"]) -> None:
+    copies = [(_count(q), math.ceil(a)) for q, a in zip(factors, exponents, strict=True)]
+    digits = sum(copy * math.log10(count) for count, copy in copies if count > 1)
+    if digits > math.log10(MAX_TERMS) + 1e-9:
+        raise ValueError(
+            f"multiplied out, mixtures of {[count for count, _ in copies if count > 1]} components "
+            f"with exponents {exponents.round(6).tolist()} have 10^{digits:.1f} terms, "
+            f"and at most {MAX_TERMS:,} are written out. `truncate` or `reduce` the mixtures."
+        )
+
+
+def _count(factor: Any) -> int:
+    return 1 if is_single(factor) else factor.num_components
+
+
 def _repeated(
     factors: list[Any], exponents: Float[np.ndarray, " T"]
 ) -> tuple[list[Any], list[float]]:
@@ -134,7 +146,7 @@ def _repeated(
     repeated: list[Any] = []
     powers: list[float] = []
     for q, exponent in zip(factors, exponents.tolist(), strict=True):
-        whole = 0 if is_single(q) else math.floor(exponent)
+        whole = math.floor(exponent) if _count(q) > 1 else 0
         rest = exponent - whole
         parts = whole * [1.0] + (rest != 0) * [rest]
         repeated += len(parts) * [q]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from bayesmerge.families.checks import require
 from bayesmerge.families.climb import is_single, minorizer, repeat, split
 from bayesmerge.families.diagonal import DiagonalGaussian
 from bayesmerge.families.full import FullGaussian
@@ -45,14 +46,27 @@ def laplace_at(
             if not is_single(q)
         ]
     )
-    if structure == "full":
-        return FullGaussian.from_mean_precision(theta, peak.precision - rows.T @ rows)
     layout = peak.layout
+    if structure == "full":
+        precision = peak.precision - rows.T @ rows
+        return _require_maximum(FullGaussian.from_natural_parameters(theta, precision), theta)
     complete = (
         jnp.diag(peak.precision) if isinstance(peak, FullGaussian) else layout.ravel(peak.precision)
     )
     precision = layout.unravel(complete - jnp.sum(rows**2, axis=0))
-    return DiagonalGaussian.from_mean_precision(theta, precision)
+    return _require_maximum(DiagonalGaussian.from_natural_parameters(theta, precision), theta)
+
+
+def _require_maximum(q: Any, theta: PyTree) -> Any:
+    """N(θ, Λ⁻¹) with the precision of q, or an error where it is not positive definite."""
+    message = (
+        "the curvature is not positive definite at params, so these are no maximum: take those of "
+        "`maxima().distinct()`."
+    )
+    q = require(
+        q, q.is_proper(), message, lambda: f"Smallest: {float(q.smallest_precision()):.6g}."
+    )
+    return type(q).from_mean_precision(theta, q.precision)
 
 
 def _deviations(mixture: Any, weights: Float[Array, " K"], theta: PyTree) -> Float[Array, "K P"]:

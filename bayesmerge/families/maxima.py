@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from bayesmerge.families import starts as places
 from bayesmerge.families.checks import ConvergenceWarning, require
 from bayesmerge.families.climb import Ridge, climbs, default_tolerance, is_single
+from bayesmerge.families.layout import Layout
 
 Starts: TypeAlias = Literal["blend", "means", "merged", "highest"]
 
@@ -29,7 +30,8 @@ class Maxima(eqx.Module):
     - `gradient`: √(∇ᵀΛ⁻¹∇/P), shape (S,), the gradient of `log_density` in posterior standard
       deviations (Λ of the minorizer): 0 at a stationary point.
     - `steps`: evaluations of the density, shape (S,).
-    - `converged`: whether `gradient` is at most the tolerance, shape (S,).
+    - `converged`: whether `gradient` is at most the tolerance, shape (S,). A start without any
+      density has `log_density` −∞ and has not converged.
     """
 
     product: Any
@@ -94,19 +96,25 @@ def find_maxima(
     if not product.has_mixtures():
         raise ValueError("no factor is a mixture, and the only mode is `mode()`.")
     tolerance = default_tolerance(product.layout) if tolerance is None else tolerance
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance is {tolerance}, and it must be a number ≥ 0.")
+    if max_steps < 1 or max_steps != int(max_steps):
+        raise ValueError(f"max_steps is {max_steps}, and it must be 1, 2, 3 …")
+    if starts is not None and not isinstance(starts, str):
+        _require_starts(starts, product.layout)
     allowed = jnp.asarray(tolerance, float)
     found = _climbs_sorted(product, starts, allowed, jnp.asarray(max_steps), accelerate)
     message = (
-        "the climb met a density that is not finite: a start lies where no component has any "
-        "density, or negative exponents take away more than there is."
+        "every climb met a density that is not finite: starts lie where no component has any "
+        "density, or exponents take away more than there is."
     )
 
     def which() -> str:
-        lost = np.argwhere(~np.isfinite(np.asarray(found[1])))[0]
-        exponents = np.asarray(product.exponents)[tuple(lost[:-1])].round(6).tolist()
-        return f"It happened with the exponents {exponents}."
+        lost = np.argwhere(~np.isfinite(np.asarray(found[1][..., 0])))[0]
+        exponents = np.asarray(product.exponents)[tuple(lost)].round(6).tolist()
+        return f"It happened with the exponents {exponents} (that of a prior comes first)."
 
-    return Maxima(product, *require(found, jnp.all(jnp.isfinite(found[1])), message, which))
+    return Maxima(product, *require(found, jnp.all(jnp.isfinite(found[1][..., 0])), message, which))
 
 
 @eqx.filter_jit
@@ -124,7 +132,7 @@ def _climbs_sorted(
     count = r.shape[1]
     climbers = jnp.repeat(alphas, count, axis=0), r.reshape(-1, r.shape[-1])
     ends = climbs(ridge, *climbers, 0.1 * allowed, max_steps, accelerate)
-    value = ends.value.reshape(-1, count)
+    value = jnp.where(jnp.isfinite(ends.value), ends.value, -jnp.inf).reshape(-1, count)
     order = jnp.argsort(-value, axis=-1)
     density = value + _at_centre(ridge, alphas)[:, None]
 
@@ -133,10 +141,21 @@ def _climbs_sorted(
         rows = jax.vmap(lambda row, index: row[index])(rows, order)
         return rows.reshape(*weightings, *rows.shape[1:])
 
-    converged = ends.gradient <= allowed
+    converged = (ends.gradient <= allowed) & jnp.isfinite(ends.value)
     return tuple(
         map(sort, (ends.responsibilities, density.ravel(), ends.gradient, ends.steps, converged))
     )
+
+
+def _require_starts(starts: PyTree, layout: Layout) -> None:
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(starts)]
+    expected = [(shape[:1] + own) for shape, own in zip(shapes, layout.shapes, strict=False)]
+    same = jax.tree.structure(starts) == layout.structure and shapes == expected
+    if not same or {shape[:1] for shape in shapes} & {(), (0,)} or len({s[0] for s in shapes}) != 1:
+        raise ValueError(
+            f"starts have leaves of shapes {shapes}, and they must be shaped as θ, "
+            f"{list(layout.shapes)}, with a leading axis of starts, of length 1 or more, in front."
+        )
 
 
 def _starting_points(

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.nn import logsumexp, softmax
+from jax.nn import log_softmax, logsumexp, softmax
 from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import AbstractExponentialFamily
@@ -53,6 +53,7 @@ class Mixture(AbstractLazyPosterior):
     def __init__(self, weights: ArrayLike | Sequence[float], components: Any):
         self.components = _as_batch(components)
         count = self.components.batch_shape[0]
+        given = weights
         weights = jnp.asarray(weights, float)
         if weights.shape != (count,):
             raise ValueError(
@@ -61,14 +62,13 @@ class Mixture(AbstractLazyPosterior):
             )
         if is_concrete(weights):
             weights = require_finite(weights, "weights")
-        total = jnp.sum(weights)
         weights = require(
             weights,
-            jnp.all(weights >= 0) & (total > 0),
+            jnp.all(weights >= 0) & jnp.any(weights > 0),
             "weights of a mixture must not be negative, nor all zero.",
-            lambda: f"They are {weights.tolist()}.",
+            lambda: f"They are {np.asarray(given).tolist()}.",
         )
-        self.log_weights = jnp.log(weights / total)
+        self.log_weights = log_softmax(jnp.log(weights))
         self.means, self.heights = _means_and_heights(self.components)
 
     @property
@@ -170,18 +170,18 @@ class Mixture(AbstractLazyPosterior):
     def collapse(self) -> Any:
         """The member p of the components' family that is nearest, argmin_p KL(q ‖ p): it has the
         same E[T], for Gaussians the same mean and (what the structure keeps of the) covariance."""
-        return _collapse(self)
+        return nearest_member(self.weights, self.components)
 
     def reduce(self, count: int) -> "Mixture":
         """At most `count` components, by merging pairs to what `collapse` makes of them, each time
-        the pair that costs least in a bound on KL(q ‖ reduced). Mean and variance are kept.
+        the pair that costs least in a bound on KL(q ‖ reduced). E[T] is kept: for full and diagonal
+        Gaussians mean and variance, for isotropic ones the mean and the average variance.
 
-        **Raises** `ValueError` for `count` < 1.
+        **Raises** `ValueError` for `count` < 1, or not a whole number.
 
         Source: Runnalls (2007), *Kullback-Leibler Approach to Gaussian Mixture Reduction*.
         """
-        if count < 1:
-            raise ValueError(f"count is {count}, and a mixture needs at least one component.")
+        _require_count(count)
         if count >= self.num_components:
             return self
         return Mixture(*merge_pairs(self.weights, self.components, count))
@@ -194,12 +194,14 @@ class Mixture(AbstractLazyPosterior):
 
         **Raises** `ValueError` where none would be left.
         """
+        if count is not None:
+            _require_count(count)
         order = np.argsort(-np.asarray(self.log_weights), kind="stable")
         kept = order[np.asarray(self.weights)[order] >= min_weight][:count]
-        if not len(kept) or (count is not None and count < 1):
+        if not len(kept):
             raise ValueError(
-                f"count {count} and min_weight {min_weight:.6g} leave no component; the largest "
-                f"weight is {float(jnp.max(self.weights)):.6g}."
+                f"min_weight {min_weight:.6g} leaves no component; the largest weight is "
+                f"{float(jnp.max(self.weights)):.6g}."
             )
         kept = np.sort(kept)
         return Mixture(self.weights[kept], jax.tree.map(lambda x: x[kept], self.components))
@@ -224,9 +226,9 @@ def _means_and_heights(components: Any) -> tuple[PyTree, Float[Array, " K"]]:
     return jax.lax.map(one, components)
 
 
-@eqx.filter_jit
-def _collapse(mixture: Mixture) -> Any:
-    return nearest_member(mixture.weights, mixture.components)
+def _require_count(count: int) -> None:
+    if count < 1 or count != int(count):
+        raise ValueError(f"count is {count}, and a mixture has 1, 2, 3 … components.")
 
 
 @eqx.filter_jit

@@ -23,6 +23,7 @@ from bayesmerge.families.checks import (
 )
 from bayesmerge.families.climb import is_single, minorizer, repeat
 from bayesmerge.families.expansion import Expansion
+from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.information import Structure, laplace_at
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.maxima import MAX_STEPS, Maxima, Starts, find_maxima, warn_if_short
@@ -51,7 +52,7 @@ class AbstractLazyPosterior(AbstractPosterior):
         return _times(other, self, -1.0)
 
     def __pow__(self, exponent: ArrayLike) -> "Product":
-        return Product([self], jnp.asarray(exponent, float)[None])
+        return Product([self], jnp.asarray(exponent, float)[..., None])
 
 
 def over_weightings(method: Method) -> Method:
@@ -102,6 +103,10 @@ class Product(AbstractLazyPosterior):
     exponents: Float[Array, "*A T"]
 
     def __init__(self, factors: Any, exponents: ArrayLike | Sequence[float]):
+        if not isinstance(factors, Sequence):
+            raise TypeError(
+                f"factors is a {type(factors).__name__}, and it must be a sequence of posteriors."
+            )
         factors, exponents = list(factors), jnp.asarray(exponents, float)
         if not factors or exponents.shape[-1:] != (len(factors),):
             raise ValueError(
@@ -111,6 +116,7 @@ class Product(AbstractLazyPosterior):
         for factor in factors:
             _require_factor(factor)
             factors[0].layout.require_same(factor.layout, "the factors of a product")
+            _require_same_family(factors[0], factor)
         if is_concrete(exponents):
             require_finite(exponents, "exponents")
         self.factors, exponents = _flat(factors, exponents)
@@ -152,7 +158,8 @@ class Product(AbstractLazyPosterior):
 
         - `starts`, `max_steps`: as in `maxima`.
 
-        **Returns** θ.
+        **Returns** θ. Its derivatives are right by forward mode (`jax.jacfwd`); reverse mode does
+        not go through the loop.
 
         **Warns** with a `ConvergenceWarning` where `max_steps` were not enough.
 
@@ -188,8 +195,8 @@ class Product(AbstractLazyPosterior):
 
         **Returns** `Maxima`, the highest first, whether or not they have converged.
 
-        **Raises** `ValueError` without any mixture (the mode is in closed form then), and where
-        the product has no maximum on the way.
+        **Raises** `ValueError` without any mixture (the mode is in closed form then), for starts of
+        another shape, and where no climb finds a density that is finite.
 
         Source: FP equations 12 and 14; Walker & Ni (2011) for the acceleration.
         """
@@ -242,6 +249,7 @@ class Product(AbstractLazyPosterior):
         Exponents of mixtures must be whole numbers (2 stands for two factors).
 
         **Raises** `ValueError` for other exponents, more than 200,000 terms, or an improper term.
+        Not within `jax.jit`.
         """
         self._require_one_weighting("expand")
         for t, (q, a) in enumerate(zip(self.factors, self.exponents.tolist(), strict=True)):
@@ -314,8 +322,34 @@ def _flat(factors: list[Any], exponents: Float[Array, "*A T"]) -> tuple[list[Any
         is_product = isinstance(factor, Product)
         flat += factor.factors if is_product else [factor]
         power = exponents[..., t, None]
-        powers.append(power * factor.exponents if is_product else power)
+        powers.append(_outer(power, factor.exponents) if is_product else power)
+    weightings = max((x.shape[:-1] for x in powers), key=len)
+    powers = [jnp.broadcast_to(x, (*weightings, x.shape[-1])) for x in powers]
     return flat, jnp.concatenate(powers, axis=-1)
+
+
+def _outer(power: Float[Array, "*A 1"], exponents: Float[Array, "*B T"]) -> Float[Array, "*C T"]:
+    ndim = max(power.ndim, exponents.ndim)
+    power, exponents = (x.reshape((1,) * (ndim - x.ndim) + x.shape) for x in (power, exponents))
+    return power * exponents
+
+
+def _require_same_family(first: Any, second: Any) -> None:
+    kinds = [_family(first), _family(second)]
+    if kinds[0] is not kinds[1]:
+        names = " and of ".join(kind.__name__.removeprefix("Abstract") for kind in kinds)
+        raise TypeError(
+            f"factors are of {names}, which are not members of one exponential family, so their "
+            "product has no minorizer."
+        )
+
+
+def _family(factor: Any) -> type:
+    """Gaussians of all structures are one."""
+    if isinstance(factor, Product):
+        return _family(factor.factors[0])
+    components = factor if is_single(factor) else factor.components
+    return AbstractGaussian if isinstance(components, AbstractGaussian) else type(components)
 
 
 def _times(left: Any, right: Any, exponent: float) -> Any:

@@ -124,6 +124,7 @@ def _nearest_entrywise(weights: Float[Array, " K"], components: Any) -> Any:
     return IsotropicGaussian.from_mean_precision(mean, 1 / average)
 
 
+@eqx.filter_jit
 def _nearest_by_newton(weights: Float[Array, " K"], components: AbstractExponentialFamily) -> Any:
     """∇A(λ) = Σ_k π_k ∇A(λ_k), A convex, by Newton steps from Σ_k π_k λ_k, halved where λ would be
     improper or A(λ) − ⟨λ, s⟩ would rise."""

@@ -43,7 +43,11 @@ def means(ridge: Ridge) -> Float[Array, "S R"]:
 
 
 def log_joint_at_means(ridge: Ridge) -> Float[Array, "S R"]:
-    """log π_tk q_tk of all components at the mean of every one, which is θ(r) for a single one."""
+    """log π_tk q_tk of all components at the mean of every one: where r picks a single Gaussian,
+    θ(r) is its mean."""
+    if not ridge.is_entrywise():
+        means = [q.means for q in ridge.factors if not is_single(q)]
+        return jnp.concatenate([jax.lax.map(ridge.log_joint, at) for at in means])
     counts = sizes(ridge.factors)
     of_mixtures = np.repeat([not is_single(q) for q in ridge.factors], counts)
     alone = jnp.eye(len(of_mixtures), dtype=ridge.at_centre.dtype)[of_mixtures]
