@@ -7,8 +7,6 @@ from bayesmerge.families import (
     FullGaussian,
     Gamma,
     IsotropicGaussian,
-    Mixture,
-    Product,
 )
 from bayesmerge.fit import (
     ConvergenceWarning,
@@ -26,6 +24,7 @@ from bayesmerge.grid import simplex_grid
 from bayesmerge.influence import influence
 from bayesmerge.merging import merge, remove
 from bayesmerge.mismatch import mismatch
+from bayesmerge.mixtures import Mixture, Product
 from bayesmerge.preview import joint_training, preview
 from bayesmerge.removal import leave_out
 from bayesmerge.result import Preview

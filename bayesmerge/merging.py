@@ -17,7 +17,7 @@ from bayesmerge.families.base import AbstractExponentialFamily, AbstractPosterio
 from bayesmerge.families.checks import is_concrete
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
-from bayesmerge.families.product import Product
+from bayesmerge.mixtures.product import Product
 from bayesmerge.tasks import as_weights, named
 
 Q = TypeVar("Q", bound=AbstractExponentialFamily)

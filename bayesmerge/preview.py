@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.families.checks import unchecked
-from bayesmerge.families.climb import minorizer, repeat
-from bayesmerge.families.product import Product
 from bayesmerge.fit.optimise import find_mode
 from bayesmerge.fit.target import JointTarget
 from bayesmerge.merging import merge
+from bayesmerge.mixtures.climb import minorizer, repeat
+from bayesmerge.mixtures.product import Product
+from bayesmerge.mixtures.warm_starts import modes_along
 from bayesmerge.result import Preview
 from bayesmerge.tasks import as_weights, named
-from bayesmerge.warm_starts import modes_along
 
 Metric = Callable[[PyTree], Any]
 Sweep: TypeAlias = tuple[Callable[[Any, Any], PyTree], Any, PyTree]

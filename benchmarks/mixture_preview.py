@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from scipy.special import softmax
 
 import bayesmerge as bm
-from bayesmerge.warm_starts import BATCH, modes_along
+from bayesmerge.mixtures.warm_starts import BATCH, modes_along
 
 TASKS, COMPONENTS = 3, 10
 

@@ -13,9 +13,10 @@ import bayesmerge as bm
 PACKAGE = Path(bm.__file__).parent
 FLOORS = (
     ("families",),
+    ("mixtures",),
     ("tasks",),
     ("fit",),
-    ("merging", "removal", "grid", "plots", "warm_starts"),
+    ("merging", "removal", "grid", "plots"),
     ("schemes", "mismatch", "influence", "result"),
     ("preview",),
     ("demo",),

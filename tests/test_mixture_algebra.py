@@ -10,7 +10,7 @@ from cases import FAMILIES
 from scipy.special import digamma
 
 import bayesmerge as bm
-from bayesmerge.families.reduction import nearest_member
+from bayesmerge.mixtures.reduction import nearest_member
 
 
 def mixture(seed, K, d=2, spread=2.0):

@@ -11,9 +11,9 @@ import scipy.optimize
 from scipy.special import logsumexp
 
 import bayesmerge as bm
-from bayesmerge.families import entrywise
-from bayesmerge.families.climb import Ridge, repeat
-from bayesmerge.warm_starts import modes_along
+from bayesmerge.mixtures import entrywise
+from bayesmerge.mixtures.climb import Ridge, repeat
+from bayesmerge.mixtures.warm_starts import modes_along
 
 
 class Products:
@@ -337,7 +337,7 @@ def test_warm_starts_find_nearly_what_searches_find(monkeypatch):
     for seed in range(3):
         batch = bm.merge(Products(seed, 2, T=3, K=3).mixtures(), grid)
         searched = modes_along(batch)
-        monkeypatch.setattr("bayesmerge.warm_starts.SMALL", 0)
+        monkeypatch.setattr("bayesmerge.mixtures.warm_starts.SMALL", 0)
         warm = modes_along(batch)
         monkeypatch.undo()
         gap = _heights(batch, searched.responsibilities) - _heights(batch, warm.responsibilities)

@@ -10,9 +10,6 @@ from bayesmerge.families.gamma import Gamma
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.isotropic import IsotropicGaussian
 from bayesmerge.families.layout import Layout
-from bayesmerge.families.maxima import Maxima
-from bayesmerge.families.mixture import Mixture
-from bayesmerge.families.product import Product
 
 __all__ = [
     "AbstractConjugateFamily",
@@ -26,7 +23,4 @@ __all__ = [
     "Gamma",
     "IsotropicGaussian",
     "Layout",
-    "Maxima",
-    "Mixture",
-    "Product",
 ]

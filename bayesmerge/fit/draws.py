@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.families.checks import require, require_finite
 from bayesmerge.families.layout import Layout
-from bayesmerge.families.mixture import Mixture
 from bayesmerge.fit.curvature import Structure, require_known
 from bayesmerge.fit.expand import FAMILIES
+from bayesmerge.mixtures.mixture import Mixture
 
 
 def moment_matched(draws: PyTree, *, structure: Structure = "full") -> Any:

@@ -20,7 +20,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from bayesmerge.families.base import unstack
 from bayesmerge.families.checks import ConvergenceWarning
 from bayesmerge.families.gaussian import AbstractGaussian
-from bayesmerge.families.mixture import Mixture
 from bayesmerge.fit.curvature import Structure, require_known
 from bayesmerge.fit.expand import quadratic
 from bayesmerge.fit.expectation import At, Estimator, expectation, loss_at
@@ -36,6 +35,7 @@ from bayesmerge.fit.von import (
     stable,
     starting_gaussian,
 )
+from bayesmerge.mixtures.mixture import Mixture
 
 NEGLIGIBLE_WEIGHT = 1e-3
 """Weight, relative to 1/K, below which a component has collapsed."""

@@ -18,11 +18,11 @@ import numpy as np
 from jax.nn import logsumexp, softmax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from bayesmerge.families import entrywise
 from bayesmerge.families.base import AbstractExponentialFamily, tree_dot
 from bayesmerge.families.checks import unchecked
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
+from bayesmerge.mixtures import entrywise
 
 MEMORY = 6
 BYTES_AT_ONCE = 2**28

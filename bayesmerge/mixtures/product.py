@@ -21,12 +21,12 @@ from bayesmerge.families.checks import (
     require_finite,
     tell,
 )
-from bayesmerge.families.climb import is_single, minorizer, repeat
-from bayesmerge.families.expansion import Expansion
 from bayesmerge.families.gaussian import AbstractGaussian
-from bayesmerge.families.information import Structure, laplace_at
 from bayesmerge.families.layout import Layout
-from bayesmerge.families.maxima import MAX_STEPS, Maxima, Starts, find_maxima, warn_if_short
+from bayesmerge.mixtures.climb import is_single, minorizer, repeat
+from bayesmerge.mixtures.expansion import Expansion
+from bayesmerge.mixtures.information import Structure, laplace_at
+from bayesmerge.mixtures.maxima import MAX_STEPS, Maxima, Starts, find_maxima, warn_if_short
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

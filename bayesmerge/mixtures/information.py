@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.families.checks import require
-from bayesmerge.families.climb import is_single, minorizer, repeat, split
 from bayesmerge.families.diagonal import DiagonalGaussian
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.mixtures.climb import is_single, minorizer, repeat, split
 
 Structure = Literal["full", "diagonal"]
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from bayesmerge.families import starts as places
 from bayesmerge.families.checks import ConvergenceWarning, require
-from bayesmerge.families.climb import Ridge, climbs, default_tolerance, is_single
 from bayesmerge.families.layout import Layout
+from bayesmerge.mixtures import starts as places
+from bayesmerge.mixtures.climb import Ridge, climbs, default_tolerance, is_single
 
 Starts: TypeAlias = Literal["blend", "means", "merged", "highest"]
 

@@ -6,7 +6,7 @@ import numpy as np
 from jax.nn import one_hot
 from jaxtyping import Array, Float, PyTree
 
-from bayesmerge.families.climb import Ridge, in_batches, is_single, on_simplices, sizes, values
+from bayesmerge.mixtures.climb import Ridge, in_batches, is_single, on_simplices, sizes, values
 
 BEAM = 16
 CLIMBS = 16

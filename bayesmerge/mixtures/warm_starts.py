@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.spatial import cKDTree
 
-from bayesmerge.families import starts
-from bayesmerge.families.climb import Ridge, climbs, default_tolerance, values
-from bayesmerge.families.maxima import MAX_STEPS, warn_if_short
-from bayesmerge.families.product import Product
+from bayesmerge.mixtures import starts
+from bayesmerge.mixtures.climb import Ridge, climbs, default_tolerance, values
+from bayesmerge.mixtures.maxima import MAX_STEPS, warn_if_short
+from bayesmerge.mixtures.product import Product
 
 BATCH = 64
 NEIGHBOURS = 6

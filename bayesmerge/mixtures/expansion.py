@@ -18,7 +18,7 @@ from jax.nn import logsumexp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import unchecked
-from bayesmerge.families.climb import (
+from bayesmerge.mixtures.climb import (
     BYTES_AT_ONCE,
     Ridge,
     in_batches,

@@ -13,9 +13,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray, PyTree
 from bayesmerge.families.base import AbstractExponentialFamily
 from bayesmerge.families.checks import is_concrete, require, require_finite
 from bayesmerge.families.layout import Layout
-from bayesmerge.families.maxima import MAX_STEPS, Maxima, Starts
-from bayesmerge.families.product import AbstractLazyPosterior, Product
-from bayesmerge.families.reduction import merge_pairs, nearest_member
+from bayesmerge.mixtures.maxima import MAX_STEPS, Maxima, Starts
+from bayesmerge.mixtures.product import AbstractLazyPosterior, Product
+from bayesmerge.mixtures.reduction import merge_pairs, nearest_member
 
 
 class Mixture(AbstractLazyPosterior):
