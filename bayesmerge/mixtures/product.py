@@ -91,8 +91,8 @@ class Product(AbstractLazyPosterior):
     >>> (two * right).mode()
     Array([0.95...], dtype=float32)
     >>> found = (two * right).maxima().distinct()
-    >>> found.params.round(2).ravel(), found.converged.all()
-    (Array([ 0.95, -0.85], dtype=float32), Array(True, dtype=bool))
+    >>> [f"{x:.2f}" for x in found.params.ravel()], found.converged.all().item()
+    (['0.95', '-0.85'], True)
 
     ```
 
