@@ -108,7 +108,9 @@ class Product(AbstractLazyPosterior):
                 f"factors is a {type(factors).__name__}, and it must be a sequence of posteriors."
             )
         factors, exponents = list(factors), jnp.asarray(exponents, float)
-        if not factors or exponents.shape[-1:] != (len(factors),):
+        if not factors:
+            raise ValueError("factors is empty: a product needs at least one posterior.")
+        if exponents.shape[-1:] != (len(factors),):
             raise ValueError(
                 f"exponents have shape {exponents.shape}, and for {len(factors)} factors they must "
                 f"have shape ({len(factors)},), or ({len(factors)},) behind an axis of weightings."
@@ -237,6 +239,8 @@ class Product(AbstractLazyPosterior):
         """
         self._require_one_weighting("sample")
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        if any(n < 0 for n in shape):
+            raise ValueError(f"shape is {shape}, and its entries must not be negative.")
         if not self.has_mixtures():
             return self.blend().sample(key, shape)
         draws = self._expansion().sample(key, math.prod(shape))

@@ -65,8 +65,8 @@ def _with_warm_starts(
 ) -> Modes:
     """At a few pilot weightings `Product.maxima` searches. Every weighting climbs from where it is
     highest: at the blend, the highest component mean, or what the pilots' responsibilities show.
-    Then those to which a neighbour's responsibilities show a higher place climb
-    from it, round after round, until none is left."""
+    Then those to which a neighbour's responsibilities show a higher place climb from it, round
+    after round, until none is left."""
     alphas = np.asarray(product.exponents)
     pilots = np.unique(np.linspace(0, len(alphas) - 1, PILOTS).round().astype(int))
     searched = product.with_exponents(product.exponents[pilots]).maxima("highest").best()
