@@ -17,6 +17,8 @@ from bayesmerge.families.base import AbstractExponentialFamily, AbstractPosterio
 from bayesmerge.families.checks import is_concrete
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.fit.tilted import tilt
 from bayesmerge.mixtures.product import Product
 from bayesmerge.tasks import as_weights, named
 
@@ -41,9 +43,12 @@ def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
     - `weights`: α, shape (T,), or (A, T) for a batch of A merged posteriors; with named tasks also
       a mapping from the same names to scalars or to arrays (A,). Negative weights and Σα > 1 are
       legitimate while the result stays proper.
-    - `prior`: p_0. `None` is a flat prior (γ plays no role): right when Σα = 1.
+    - `prior`: p_0. `None` is a flat prior (γ plays no role): right when Σα = 1. Where it is not
+      Gaussian, a target whose loss is −log p_0 (as that of `Target.from_numpyro`): it stays exact,
+      and its expansion at the mode of q_t is divided out of each q_t.
 
-    **Returns** the merged posterior, a batch of A if the weights are.
+    **Returns** the merged posterior, a batch of A if the weights are: of the same family, a
+    `Product` of mixtures, or with an exact prior a `bayesmerge.fit.Tilted`.
 
     **Raises** `ValueError` for weights of another length, not finite, or (for a negative weight or
     γ) so far out that the result is improper: then with the smallest eigenvalue or entry of the
@@ -63,7 +68,7 @@ def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
     """
     names, qs = named(posteriors, "posteriors")
     alpha = as_weights(weights, names)
-    for q in (*qs, *([] if prior is None else [prior])):
+    for q in (*qs, *([] if prior is None or isinstance(prior, AbstractTarget) else [prior])):
         if not isinstance(q, AbstractPosterior):
             raise TypeError(
                 f"posteriors and prior must be posteriors, such as those of `laplace`, and one is "
@@ -72,6 +77,9 @@ def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
             )
     for q in qs[1:]:
         qs[0].layout.require_same(q.layout, "the posteriors to merge")
+    if isinstance(prior, AbstractTarget):
+        prior.check(qs[0].mode())
+        return tilt(qs, alpha, prior)
     if prior is not None:
         prior.layout.require_same(qs[0].layout, "prior and posteriors")
     if not all(isinstance(q, AbstractExponentialFamily) for q in (*qs, prior) if q is not None):

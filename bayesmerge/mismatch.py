@@ -23,7 +23,7 @@ from bayesmerge.families.checks import require, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import as_arrays
 from bayesmerge.fit.optimise import require_kinds
-from bayesmerge.fit.target import AbstractTarget
+from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.merging import merge
 from bayesmerge.tasks import as_weights, matched, named
 

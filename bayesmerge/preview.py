@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.families.checks import unchecked
+from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.optimise import find_mode
 from bayesmerge.fit.target import JointTarget
 from bayesmerge.merging import merge
@@ -249,10 +250,11 @@ def _batch_size(merged: Any) -> int:
 def _check_weightings(posteriors: dict[str, Any], alpha: Array, prior: Any) -> None:
     """The error of `merge(…).mode()` at the first weighting that has one. Where factors are proper
     and no exponent is negative there is none, and nothing is merged to find out."""
-    factors = [*posteriors.values()] + ([] if prior is None else [prior])
+    is_target = isinstance(prior, AbstractTarget)
+    factors = [*posteriors.values()] + ([] if prior is None or is_target else [prior])
     gamma = 1 - jnp.sum(alpha, axis=1)
     suspect = jnp.any(alpha < 0, axis=1) | ~jnp.any(alpha > 0, axis=1)
-    if prior is not None:
+    if prior is not None and not is_target:
         suspect |= gamma < -1e-6
     if not all(_has_mode(q) for q in factors):
         suspect |= True

@@ -14,6 +14,7 @@ from bayesmerge.fit.natural_gradient import NaturalGradient, natural_gradient_vi
 from bayesmerge.fit.optimise import Mode, find_mode
 from bayesmerge.fit.run import DivergenceError, Run, State, run
 from bayesmerge.fit.target import JointTarget, Target
+from bayesmerge.fit.tilted import Tilted, likelihood_factor
 from bayesmerge.fit.train import Training, adamw_sg
 from bayesmerge.fit.von import VON, von
 
@@ -31,6 +32,7 @@ __all__ = [
     "Run",
     "State",
     "Target",
+    "Tilted",
     "Trained",
     "Training",
     "adamw_sg",
@@ -45,6 +47,7 @@ __all__ = [
     "ivon_posterior",
     "kernel_density",
     "laplace",
+    "likelihood_factor",
     "mixture_von",
     "moment_matched",
     "multi_ivon",

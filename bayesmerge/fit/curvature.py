@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.layout import Layout
 from bayesmerge.fit.likelihood import Likelihood, SupervisedLoss
-from bayesmerge.fit.target import AbstractTarget, Loss
+from bayesmerge.fit.abstract_target import AbstractTarget, Loss
 
 Structure: TypeAlias = Literal["full", "diagonal", "isotropic"]
 Kind: TypeAlias = Literal["hessian", "ggn", "fisher", "squared_gradients"]

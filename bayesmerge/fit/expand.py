@@ -14,7 +14,7 @@ from bayesmerge.families.isotropic import IsotropicGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.curvature import Kind, Structure, curvature
 from bayesmerge.fit.optimise import require_kinds
-from bayesmerge.fit.target import AbstractTarget
+from bayesmerge.fit.abstract_target import AbstractTarget
 
 FAMILIES: dict[str, Any] = {
     "full": FullGaussian,

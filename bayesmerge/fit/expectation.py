@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.fit.curvature import Structure, curvature
 from bayesmerge.fit.optimise import require_kinds
-from bayesmerge.fit.target import AbstractTarget
+from bayesmerge.fit.absorb import absorb
+from bayesmerge.fit.abstract_target import AbstractTarget
 
 Estimator: TypeAlias = Literal["hessian", "ggn", "fisher", "squared_gradients", "price"]
 At: TypeAlias = Callable[[PyTree], tuple[Any, Any, Any]]
@@ -100,7 +101,7 @@ def elbo(
             f"posterior is a {type(posterior).__name__}, from which there are no draws: pass an "
             "exponential family or a `Mixture`."
         )
-    prior = target.prior if prior is None else prior
+    target, prior = absorb(target, prior)
     draws = posterior.sample(key, (num_samples,))
 
     if target.is_streamed:

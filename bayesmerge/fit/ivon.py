@@ -26,7 +26,7 @@ from bayesmerge.fit.ivon_optimiser import (
 )
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.run import AbstractMethod, Run, Schedule, run
-from bayesmerge.fit.target import AbstractTarget
+from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.mixtures.mixture import Mixture
 
 
@@ -320,7 +320,7 @@ def _for_target(
             f"prior N(0, 1/(ess·weight_decay)) has precision {effective * weight_decay:.6g}. Give "
             "one of them."
         )
-    if prior.breadth > DiagonalGaussian.breadth:
+    if isinstance(prior, AbstractTarget) or prior.breadth > DiagonalGaussian.breadth:
         raise TypeError(
             f"prior is a {type(prior).__name__}, and IVON's posterior is diagonal: use an "
             "`IsotropicGaussian` or a `DiagonalGaussian`, or `von` for full posteriors."
@@ -331,8 +331,9 @@ def _for_target(
 
 def starting_point(target: AbstractTarget, prior: AbstractGaussian | None, start: Any) -> Any:
     prior = target.prior if prior is None else prior
+    start = target.start if start is None else start
     if start is not None:
-        if prior is not None and not _is_function(start):
+        if isinstance(prior, AbstractGaussian) and not _is_function(start):
             layout = start.layout if isinstance(start, AbstractGaussian) else Layout.of(start)
             prior.layout.require_same(layout, "prior and start")
         return start

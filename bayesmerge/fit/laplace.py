@@ -12,7 +12,7 @@ from bayesmerge.families.checks import ConvergenceWarning, require, require_fini
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.curvature import Kind, Structure, curvature
-from bayesmerge.fit.expand import quadratic
+from bayesmerge.fit.expand import expand, quadratic
 from bayesmerge.fit.optimise import (
     Method,
     Mode,
@@ -20,7 +20,8 @@ from bayesmerge.fit.optimise import (
     require_kinds,
     search,
 )
-from bayesmerge.fit.target import AbstractTarget
+from bayesmerge.fit.absorb import absorb
+from bayesmerge.fit.abstract_target import AbstractTarget
 
 NEGLIGIBLE = 0.01
 """Distance from the mode, in posterior standard deviations, that goes without saying."""
@@ -28,7 +29,7 @@ NEGLIGIBLE = 0.01
 
 def laplace(
     target: AbstractTarget,
-    prior: AbstractGaussian | None = None,
+    prior: AbstractGaussian | AbstractTarget | None = None,
     *,
     structure: Structure = "full",
     curvature: Kind | None = None,
@@ -45,7 +46,8 @@ def laplace(
     $\theta_t = \arg\min_\theta \ell_t(\theta) + \tfrac12\|\theta-\theta_0\|^2_{H_0}$.
 
     - `target`: ℓ_t, with per-example losses that are summed.
-    - `prior`: p_0 = N(θ_0, H_0⁻¹); `None` for that of the target, or else a flat one. With a flat
+    - `prior`: p_0 = N(θ_0, H_0⁻¹), or a target with the loss −log p_0, whose Hessian at θ_t is
+      then H_0; `None` for that of the target, or else a flat one. With a flat
       prior, data that leave θ undetermined (separable classes) have no mode: the search drifts
       until the loss is flat, and the variance found is as large as the drift.
     - `structure`: of H_t, `"full"`, `"diagonal"` or `"isotropic"`. The posterior is of the smallest
@@ -86,8 +88,8 @@ def laplace(
     Source: GM equations 6 and 9; GMA Theorem 1; FP §3.
     """
     require_kinds(target, prior)
-    if prior is None:
-        prior = target.prior
+    given = target
+    target, prior = absorb(target, prior)
     kind: Kind = curvature or ("ggn" if target.has_model else "hessian")
     if params is None:
         method: Method = "newton" if structure == "full" else "lbfgs"
@@ -111,7 +113,11 @@ def laplace(
 
     posterior, likelihood = require((posterior, likelihood), proper, message, smallest)
     tell(_warn_if_far, (distance, found.gradient_norm, found.steps))
-    return posterior if include_prior else likelihood
+    if include_prior:
+        return posterior
+    if target is not given:
+        return posterior / expand(target.targets[1], found.params, structure=structure)
+    return likelihood
 
 
 def _warn_if_far(distance: Any, gradient_norm: Any, steps: Any) -> None:

@@ -25,7 +25,8 @@ from bayesmerge.fit.expand import quadratic
 from bayesmerge.fit.expectation import At, Estimator, expectation, loss_at
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.run import AbstractMethod, Schedule, run
-from bayesmerge.fit.target import AbstractTarget
+from bayesmerge.fit.absorb import absorb
+from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.von import (
     at_step,
     improved_step,
@@ -199,7 +200,7 @@ def mixture_von(
         )
     if not 0 <= spread < math.inf:
         raise ValueError(f"spread is {spread}, and it must be finite and not negative.")
-    prior = target.prior if prior is None else prior
+    target, prior = absorb(target, prior)
     method = MixtureVON(
         prior=prior,
         structure=structure,

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import AbstractExponentialFamily
 from bayesmerge.fit.run import AbstractMethod, Schedule, run
-from bayesmerge.fit.target import AbstractTarget
+from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.von import RobbinsMonro, at_step, require_step_size
 
 MANY = 1000

@@ -26,7 +26,8 @@ from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.curvature import Kind, curvature
-from bayesmerge.fit.target import AbstractTarget
+from bayesmerge.fit.absorb import absorb
+from bayesmerge.fit.abstract_target import AbstractTarget
 
 Method = Literal["lbfgs", "newton"]
 """`newton` adds to L-BFGS what a P×P factorisation can: the mode to machine precision."""
@@ -63,7 +64,7 @@ class Mode(eqx.Module):
 
 def find_mode(
     target: AbstractTarget,
-    prior: AbstractGaussian | None = None,
+    prior: AbstractGaussian | AbstractTarget | None = None,
     *,
     start: PyTree | None = None,
     method: Method = "lbfgs",
@@ -76,10 +77,10 @@ def find_mode(
     data of the same shape cost no new compilation, and `equinox.filter_vmap` fits many at once.
 
     - `target`: ℓ_t.
-    - `prior`: p_0 = N(θ_0, H_0⁻¹), or `None` for the minimiser of ℓ_t alone; by default that of
-      the target.
-    - `start`: θ to start from; by default θ_0. A neural network needs one: zero weights are a
-      saddle point.
+    - `prior`: p_0 = N(θ_0, H_0⁻¹), or a target with the loss −log p_0; by default that of the
+      target, and where there is none the minimiser of ℓ_t alone.
+    - `start`: θ to start from; by default that of the target, or else θ_0. A neural network needs
+      one: zero weights are a saddle point.
     - `method`: `"lbfgs"`, or `"newton"` to polish with Newton steps (GGN steps for a supervised
       target), each of which factorises a P×P matrix.
     - `max_steps`: of L-BFGS.
@@ -109,15 +110,15 @@ def find_mode(
 
 def search(
     target: AbstractTarget,
-    prior: AbstractGaussian | None,
+    prior: AbstractGaussian | AbstractTarget | None,
     start: PyTree | None,
     method: Method,
     max_steps: int,
 ) -> Mode:
     """`find_mode`, but for the warning that it has not converged."""
     require_kinds(target, prior)
-    prior = target.prior if prior is None else prior
-    given, start = start is not None, _start(prior, start)
+    target, prior = absorb(target, prior)
+    given, start = start is not None, _start(target, prior, start)
     target.check(start)
     fit = _find_mode if target.is_streamed else _find_mode_compiled
     mode = fit(target, prior, start, method, max_steps)
@@ -165,14 +166,18 @@ def require_kinds(target: Any, prior: Any) -> None:
             f"target is a {type(target).__name__}, and it must be a `Target`, which holds a "
             "per-example loss and its data."
         )
-    if prior is not None and not isinstance(prior, AbstractGaussian):
+    if prior is not None and not isinstance(prior, (AbstractGaussian, AbstractTarget)):
         raise TypeError(
             f"prior is a {type(prior).__name__}, and it must be a Gaussian over the parameters, "
-            "e.g. `IsotropicGaussian.from_mean_precision(params, 1.0)`, or None."
+            "e.g. `IsotropicGaussian.from_mean_precision(params, 1.0)`, a target whose loss is "
+            "−log p_0, or None."
         )
 
 
-def _start(prior: AbstractGaussian | None, start: PyTree | None) -> PyTree:
+def _start(
+    target: AbstractTarget, prior: AbstractGaussian | None, start: PyTree | None
+) -> PyTree:
+    start = target.start if start is None else start
     if start is None:
         if prior is None:
             raise ValueError(
@@ -186,31 +191,46 @@ def _start(prior: AbstractGaussian | None, start: PyTree | None) -> PyTree:
 
 
 class Objective(eqx.Module):
-    """ℓ(θ) + ½‖θ − θ_0‖²_{H_0}."""
+    """ℓ(θ) + ½‖θ − θ_0‖²_{H_0}, or where H_0 has no inverse the same up to a constant, with any
+    centre c for θ_0 and what that leaves of the prior's slope, −(η_0 − H_0c)ᵀ(θ − c)."""
 
     target: AbstractTarget
     prior: AbstractGaussian | None
     centre: PyTree
+    slope: PyTree
 
-    def __init__(self, target: AbstractTarget, prior: AbstractGaussian | None):
+    def __init__(
+        self, target: AbstractTarget, prior: AbstractGaussian | None, near: PyTree | None = None
+    ):
         self.target = target
         self.prior = prior
-        self.centre = None if prior is None else prior.mode()
+        self.centre = self.slope = None
+        if prior is not None:
+            proper = prior.is_proper()
+            solved = prior.mode() if near is None else prior.solve(prior.linear)
+            near = solved if near is None else near
+            self.centre = jax.tree.map(lambda x, y: jnp.where(proper, x, y), solved, near)
+            rest = jax.tree.map(jnp.subtract, prior.linear, prior.multiply(self.centre))
+            self.slope = jax.tree.map(lambda x: jnp.where(proper, 0, x), rest)
 
     def value_and_gradient(self, theta: PyTree) -> tuple[Float[Array, ""], PyTree]:
         value, gradient = self.target.value_and_gradient(theta)
         if self.prior is None:
             return value, gradient
         offset = jax.tree.map(jnp.subtract, theta, self.centre)
-        pull = self.prior.multiply(offset)
-        return value + 0.5 * tree_dot(offset, pull), jax.tree.map(jnp.add, gradient, pull)
+        pull = jax.tree.map(jnp.subtract, self.prior.multiply(offset), self.slope)
+        value = value + 0.5 * tree_dot(offset, jax.tree.map(jnp.subtract, pull, self.slope))
+        return value, jax.tree.map(jnp.add, gradient, pull)
 
     def value(self, theta: PyTree) -> Float[Array, ""]:
         loss = self.target.total(theta)
         if self.prior is None:
             return loss
         offset = jax.tree.map(jnp.subtract, theta, self.centre)
-        return loss + 0.5 * tree_dot(offset, self.prior.multiply(offset))
+        pull = self.prior.multiply(offset)
+        return loss + tree_dot(
+            offset, jax.tree.map(lambda p, s: 0.5 * p - s, pull, self.slope)
+        )
 
     def precision(self, theta: PyTree, kind: Kind) -> Float[Array, "P P"]:
         """H + H_0."""
@@ -228,7 +248,7 @@ def _find_mode(
     method: Method,
     max_steps: int,
 ) -> Mode:
-    objective = Objective(target, prior)
+    objective = Objective(target, prior, start)
     lbfgs = _scipy_lbfgs if target.is_streamed else _lbfgs
     params, steps, converged = lbfgs(objective, start, max_steps)
     if method == "newton":

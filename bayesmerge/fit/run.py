@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import all_finite
-from bayesmerge.fit.target import AbstractTarget
+from bayesmerge.fit.abstract_target import AbstractTarget
 
 Schedule: TypeAlias = Callable[[Int[Array, ""]], Any]
 Told: TypeAlias = dict[str, np.ndarray]

@@ -1,10 +1,9 @@
 """What is fitted: ℓ(θ) = Σ_i ℓ_i(θ), a loss summed over examples, its data, and its prior."""
 
-import abc
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -14,77 +13,17 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import is_concrete, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.fit.abstract_target import AbstractTarget, Loss, Statistic
 from bayesmerge.fit.likelihood import Likelihood, SupervisedLoss, as_likelihood
+from bayesmerge.fit.model_target import ModelTarget
 from bayesmerge.tasks import as_weights, named
 
-Loss = Callable[[PyTree, PyTree], Float[Array, " N"]]
-Statistic = Callable[[Loss, PyTree, PyTree, Int[ArrayLike, ""]], PyTree]
-
+Prior: TypeAlias = AbstractGaussian | AbstractTarget | None
 
 MEAN_REMEDY = (
     "a mean or a sum over the batch hides the number of examples, a factor in every Hessian, so "
     "remove the `.mean()` or `.sum()`, and any factor 1/N"
 )
-
-
-class AbstractTarget(eqx.Module):
-    """A loss ℓ(θ) that is a sum over batches of examples, and so is all that is computed of it."""
-
-    prior: eqx.AbstractVar[AbstractGaussian | None]
-
-    @abc.abstractmethod
-    def accumulate(
-        self, statistic: Statistic, params: PyTree, chunk_size: int | None = None
-    ) -> PyTree:
-        """Σ over batches of `statistic(loss, params, batch, index of its first example)`, at most
-        `chunk_size` examples each where the data are arrays."""
-
-    @abc.abstractmethod
-    def first_batch(self) -> tuple[Loss, PyTree]:
-        """A loss and a batch of examples for it, to learn shapes from."""
-
-    @abc.abstractmethod
-    def check(self, params: PyTree) -> None:
-        """Nothing, or an error if the loss does not return one value per example."""
-
-    @property
-    @abc.abstractmethod
-    def num_examples(self) -> int:
-        """N; reads a stream to its end to count."""
-
-    @abc.abstractmethod
-    def num_batches(self, size: int) -> int:
-        """How many minibatches of `size` examples there are."""
-
-    @abc.abstractmethod
-    def order(self, key: PRNGKeyArray) -> PyTree:
-        """A random order of the examples, for `minibatch`."""
-
-    @abc.abstractmethod
-    def minibatch(self, order: PyTree, index: Int[ArrayLike, ""], size: int) -> "AbstractTarget":
-        """An unbiased estimate of ℓ from `size` examples, number `index` of an `order`."""
-
-    @abc.abstractmethod
-    def stream(self) -> Iterator["AbstractTarget"]:
-        """Without end, unbiased estimates of ℓ from one minibatch of the stream each."""
-
-    @property
-    @abc.abstractmethod
-    def is_streamed(self) -> bool:
-        """Whether data are read from an iterable, so that no compiled program holds them all."""
-
-    @property
-    @abc.abstractmethod
-    def has_model(self) -> bool:
-        """Whether the model's outputs are known, so that GGN and Fisher exist."""
-
-    def total(self, params: PyTree) -> Float[Array, ""]:
-        """ℓ(θ) = Σ_i ℓ_i(θ)."""
-        return self.accumulate(_summed_loss, params)
-
-    def value_and_gradient(self, params: PyTree) -> tuple[Float[Array, ""], PyTree]:
-        """ℓ(θ) and ∇ℓ(θ)."""
-        return self.accumulate(_value_and_gradient, params)
 
 
 class Target(AbstractTarget):
@@ -96,7 +35,8 @@ class Target(AbstractTarget):
       minibatches (a list of tuples, a data loader), which is read batch by batch and never held
       at once. A target with arrays is a pytree: its data are arguments of compiled programs, and
       `equinox.filter_vmap` maps over targets stacked along a leading axis.
-    - `prior`: p_0, a Gaussian over θ, or `None`; what `laplace` uses when given no other.
+    - `prior`: p_0, a Gaussian over θ, or a target whose loss is R_0 = −log p_0 (up to a constant),
+      or `None`; what `laplace` uses when given no other.
 
     For generalised Gauss-Newton and Fisher curvature the model's output is needed as well: build
     the target with `Target.supervised`.
@@ -120,9 +60,9 @@ class Target(AbstractTarget):
 
     loss: Loss = eqx.field(static=True)
     data: Any
-    prior: AbstractGaussian | None
+    prior: Prior
 
-    def __init__(self, loss: Loss, data: Any, *, prior: AbstractGaussian | None = None):
+    def __init__(self, loss: Loss, data: Any, *, prior: Prior = None):
         self.loss = loss
         self.data = _as_data(data)
         self.prior = prior
@@ -134,7 +74,7 @@ class Target(AbstractTarget):
         likelihood: Likelihood | str | Callable[[Array, Array], Array],
         data: Any,
         *,
-        prior: AbstractGaussian | None = None,
+        prior: Prior = None,
     ) -> "Target":
         r"""A target of the form $\ell_i(\theta) = -\log p(y_i \mid f(\theta, x_i))$.
 
@@ -155,6 +95,11 @@ class Target(AbstractTarget):
         ```
         """
         return cls(SupervisedLoss(model, as_likelihood(likelihood)), data, prior=prior)
+
+    @property
+    def start(self) -> None:
+        """`None`: a loss alone does not say where to start."""
+        return None
 
     @property
     def is_streamed(self) -> bool:
@@ -186,6 +131,40 @@ class Target(AbstractTarget):
         if isinstance(self.data, Minibatches):
             return sum(map(batch_size, self.data))
         return batch_size(self.data)
+
+    @classmethod
+    def from_numpyro(cls, model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelTarget:
+        r"""The likelihood of a NumPyro model as a loss, $\ell(\theta) = -\log p(y \mid \theta)$, and its
+        prior p_0 apart from it, both in unconstrained coordinates θ.
+
+        - `model`: with continuous latent sites, and data observed by `obs=`. `numpyro.factor` is
+          part of the likelihood, unless it is marked as the prior's (see `bayesmerge.numpyro.Model`).
+          Plates that subsample are read whole.
+        - `args`, `kwargs`: the model's. Arrays among them are data, arguments of compiled programs:
+          a second target of the same model and shapes costs no compilation. All else is fixed.
+
+        **Returns** a target. Its `prior` is a Gaussian where p_0 is one in unconstrained coordinates,
+        and otherwise a target whose loss is −log p_0, Jacobians included; `laplace`, `von` and `merge`
+        take either. Its `model` converts: draws by site, guides, NumPyro's distributions, ArviZ.
+
+        **Raises** `ValueError` for discrete latent sites, improper priors, `numpyro.param`, randomness
+        outside of sample sites, or no observations; it names the site.
+
+        ```python
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesmerge as bm
+        >>> def model(y):
+        ...     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> shards = [bm.Target.from_numpyro(model, jnp.array(y)) for y in ([1.0, 2.0], [3.0, 6.0])]
+        >>> posteriors = [bm.laplace(shard) for shard in shards]
+        >>> bm.merge(posteriors, [1.0, 1.0], prior=shards[0].prior).mode()  # 12 / 5
+        {'mean': Array(2.4, dtype=float32)}
+
+        ```
+        """
+        from bayesmerge.numpyro.model import Model
+
+        return ModelTarget(Model(model, *args, **kwargs))
 
     def num_batches(self, size: int) -> int:
         return max(1, batch_size(self.data) // size)
@@ -256,13 +235,18 @@ class JointTarget(AbstractTarget):
 
     targets: list[Any]
     weights: Float[Array, " T"]
-    prior: AbstractGaussian | None
+    prior: Prior
 
     def __init__(self, targets: Any, weights: ArrayLike | Any):
         names, self.targets = named(targets, "targets")
         self.weights = as_weights(weights, names)
         priors = [target.prior for target in self.targets]
         self.prior = None if any(prior is None for prior in priors) else priors[0]
+
+    @property
+    def start(self) -> PyTree | None:
+        """That of the first target which has one."""
+        return next((t.start for t in self.targets if t.start is not None), None)
 
     @property
     def is_streamed(self) -> bool:
@@ -402,18 +386,6 @@ def _on_batch(
     statistic: Statistic, loss: Loss, params: PyTree, batch: PyTree, index: Int[Array, ""]
 ) -> PyTree:
     return statistic(loss, params, batch, index)
-
-
-def _summed_loss(
-    loss: Loss, params: PyTree, batch: PyTree, index: Int[ArrayLike, ""]
-) -> Float[Array, ""]:
-    return jnp.sum(loss(params, batch))
-
-
-def _value_and_gradient(
-    loss: Loss, params: PyTree, batch: PyTree, index: Int[ArrayLike, ""]
-) -> tuple[Float[Array, ""], PyTree]:
-    return jax.value_and_grad(lambda theta: jnp.sum(loss(theta, batch)))(params)
 
 
 def _add(x: PyTree, y: PyTree) -> PyTree:

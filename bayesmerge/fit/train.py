@@ -15,7 +15,7 @@ from bayesmerge.fit.ivon import Trained, starting_point
 from bayesmerge.fit.laplace import laplace
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.run import AbstractMethod, run
-from bayesmerge.fit.target import AbstractTarget
+from bayesmerge.fit.abstract_target import AbstractTarget
 
 
 class Training(AbstractMethod):

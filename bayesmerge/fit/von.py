@@ -23,7 +23,8 @@ from bayesmerge.fit.expectation import Estimator, expectation, loss_at
 from bayesmerge.fit.laplace import laplace
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.run import AbstractMethod, Schedule, run
-from bayesmerge.fit.target import AbstractTarget
+from bayesmerge.fit.absorb import absorb
+from bayesmerge.fit.abstract_target import AbstractTarget
 
 NEVER_INDEFINITE = ("ggn", "fisher", "squared_gradients")
 
@@ -156,7 +157,7 @@ def von(
     Source: FP equation 7; Khan & Rue (2023), §1.3.2; Lin, Schmidt & Khan (2020).
     """
     require_kinds(target, prior)
-    prior = target.prior if prior is None else prior
+    target, prior = absorb(target, prior)
     method = VON(
         prior=prior,
         structure=structure,

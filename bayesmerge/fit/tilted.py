@@ -1,0 +1,148 @@
+"""Gaussian likelihood factors under a prior that is no Gaussian: p(θ) ∝ G(θ) e^{−R_0(θ)}."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from bayesmerge.families.base import AbstractExponentialFamily, AbstractPosterior
+from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.layout import Layout
+from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.fit.expand import expand
+from bayesmerge.fit.optimise import find_mode
+
+
+class Tilted(AbstractPosterior):
+    r"""$p(\theta) \propto G(\theta)\,p_0(\theta)$: a Gaussian factor under an exact prior.
+
+    What `merge` returns where the prior is a target: $G = \prod_t \hat L_t^{\alpha_t}$ with the
+    Gaussian factors $\hat L_t$ of the tasks' likelihoods, and the prior once, as it is.
+
+    - `factor`: G, proper or not.
+    - `prior`: R_0 = −log p_0, a target.
+    - `near`: a Gaussian in the place of p, from whose mode to look for that of p.
+
+    `*` and `/` by Gaussian factors add and remove likelihoods. Draws are those of `laplace()`, or
+    exact by MCMC on `bayesmerge.numpyro.with_factor(model, p.factor)`.
+
+    Source: FP equation 5, with p_0 left as it is; Minka (2001) for the name.
+    """
+
+    factor: AbstractGaussian
+    prior: AbstractTarget
+    near: AbstractGaussian
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of θ."""
+        return self.factor.layout
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The axes of a batch of weightings; () for one."""
+        return self.factor.batch_shape
+
+    def log_density(self, theta: PyTree) -> Float[Array, "*batch"]:
+        """log G(θ) − R_0(θ)."""
+        return self.factor.log_density(theta) - self.prior.total(theta)
+
+    def log_ratio(self, theta: PyTree, reference: PyTree) -> Float[Array, ""]:
+        """log p(θ)/p(θ')."""
+        gap = self.prior.total(theta) - self.prior.total(reference)
+        return self.factor.log_ratio(theta, reference) - gap
+
+    def mode(self, start: PyTree | None = None) -> PyTree:
+        """argmax log G(θ) − R_0(θ), by L-BFGS and Newton's method.
+
+        - `start`: θ; by default the mode of `near`.
+
+        **Warns** with a `ConvergenceWarning` where the search stopped short.
+        """
+        if self.batch_shape:
+            return jax.vmap(lambda g, n: Tilted(g, self.prior, n).mode(start))(
+                self.factor, self.near
+            )
+        start = self.near.solve(self.near.linear) if start is None else start
+        return find_mode(self.prior, self.factor, start=start, method="newton").params
+
+    def laplace(self, params: PyTree | None = None) -> Any:
+        r"""$\mathcal N(\hat\theta, H^{-1})$ with $H = \Lambda_G + \nabla^2 R_0(\hat\theta)$.
+
+        - `params`: θ̂; by default `mode()`.
+
+        **Returns** a `FullGaussian`, improper where H is not positive definite.
+        """
+        theta = self.mode() if params is None else params
+        if self.batch_shape:
+            return jax.vmap(lambda g, n, t: Tilted(g, self.prior, n).laplace(t))(
+                self.factor, self.near, theta
+            )
+        return self.factor * expand(self.prior, theta)
+
+    def minorizer(self, theta: PyTree) -> Any:
+        raise TypeError("an exact prior has no minorizer: use `mode()` and `laplace()`.")
+
+    def blend(self) -> Any:
+        """`near`."""
+        return self.near
+
+    def sample(self, key: PRNGKeyArray, shape: int | tuple[int, ...] = ()) -> PyTree:
+        """Draws of `laplace()`."""
+        return self.laplace().sample(key, shape)
+
+    def __mul__(self, other: Any) -> "Tilted":
+        if not isinstance(other, AbstractGaussian):
+            return NotImplemented
+        return Tilted(self.factor * other, self.prior, self.near * other)
+
+    def __truediv__(self, other: Any) -> "Tilted":
+        if not isinstance(other, AbstractGaussian):
+            return NotImplemented
+        return self * other**-1.0
+
+
+def likelihood_factor(posterior: Any, prior: Any) -> Any:
+    r"""$\hat L = q/p_0$, the likelihood in a posterior: what of it multiplies.
+
+    - `posterior`: q, with the prior in it.
+    - `prior`: p_0 of an exponential family; or a target with the loss R_0 = −log p_0, whose
+      expansion at the mode of q is divided out, which for Laplace posteriors gives
+      `laplace(…, include_prior=False)`; or `None`, which leaves q.
+
+    **Returns** a factor, often improper.
+
+    **Raises** `TypeError` for a posterior that is not Gaussian, where the prior is a target.
+    """
+    if prior is None:
+        return posterior
+    if not isinstance(prior, AbstractTarget):
+        return posterior / prior
+    if not isinstance(posterior, AbstractGaussian):
+        raise TypeError(
+            f"the prior is not Gaussian, and a posterior is a {type(posterior).__name__}: its "
+            "likelihood can be told from such a prior for Gaussian posteriors only. Use `laplace` "
+            "or `von`, or `posterior.collapse()` of a mixture."
+        )
+    return posterior / expand(prior, posterior.mode())
+
+
+def tilt(posteriors: list[Any], alpha: Float[Array, "..."], prior: AbstractTarget) -> Tilted:
+    """p_0 Π (q_t/p̂_0t)^{α_t}, p̂_0t the Gaussian that stands for p_0 in q_t: FP-5 with
+    γ + Σα_t = 1 times p_0."""
+    factors = [likelihood_factor(q, prior) for q in posteriors]
+    sites = [q / factor for q, factor in zip(posteriors, factors, strict=True)]
+    site = _product(sites, jnp.full(len(sites), 1 / len(sites)))
+    if alpha.ndim == 2:
+        factor = jax.vmap(lambda a: _product(factors, a))(alpha)
+    else:
+        factor = _product(factors, alpha)
+    return Tilted(factor, prior, factor * site)
+
+
+def _product(factors: list[Any], alpha: Float[Array, " T"]) -> Any:
+    product: AbstractExponentialFamily = factors[0] ** alpha[0]
+    for t, factor in enumerate(factors[1:], 1):
+        product = product * factor ** alpha[t]
+    return product

@@ -1,0 +1,244 @@
+"""A NumPyro model with its data, in unconstrained coordinates θ."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from bayesmerge.families.checks import is_concrete, require_finite
+from bayesmerge.families.layout import Layout
+from bayesmerge.families.recognise import gaussian_of
+from bayesmerge.numpyro import sites
+from bayesmerge.numpyro.sites import Sites, Trace
+
+PRIOR_DRAWS = 31
+
+
+class Model(eqx.Module):
+    r"""A NumPyro model and its data, $\log p(\theta, y) = \log p_0(\theta) + \log p(y \mid \theta)$.
+
+    θ is a dictionary from the names of latent sites to their unconstrained coordinates, those of
+    `numpyro.distributions.biject_to(support)`: log σ for a scale, log-ratios for a simplex. p_0 is
+    the density of the latent sites in these coordinates, Jacobians included; the likelihood is that
+    of the observed sites.
+
+    - `function`: the model. Pass the same function for every shard: programs are compiled for it.
+    - `args`, `kwargs`: its arguments. Arrays are data; everything else is fixed.
+
+    A `numpyro.factor` counts as likelihood, and so once for every shard. One that belongs to the
+    prior (a soft constraint) is marked:
+    `numpyro.handlers.infer_config(model, lambda site: {"prior": site["name"] == "constraint"})`.
+
+    **Raises** `ValueError` or `TypeError` for a model that cannot be merged, naming the site.
+
+    ```python
+    >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    >>> from bayesmerge.numpyro import Model
+    >>> def model(y):
+    ...     rate = numpyro.sample("rate", dist.Gamma(2.0, 1.0))
+    ...     numpyro.sample("y", dist.Poisson(rate), obs=y)
+    >>> bound = Model(model, jnp.array([3, 5]))
+    >>> theta = {"rate": jnp.array(0.0)}  # log rate
+    >>> bound.log_prior(theta), bound.log_likelihood(theta)
+    (Array(-1., dtype=float32), Array(-8.579...))
+
+    ```
+    """
+
+    function: Callable[..., Any] = eqx.field(static=True)
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rows: dict[str, Array]
+    sites: Sites = eqx.field(static=True)
+    layout: Layout = eqx.field(static=True)
+
+    def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any):
+        if not callable(function):
+            raise TypeError(
+                f"model is a {type(function).__name__}, and it must be a function with NumPyro's "
+                "primitives."
+            )
+        self.function = function
+        self.args, self.kwargs = jax.tree.map(_as_data, (args, kwargs))
+        self.rows = {}
+        self.sites = self._fixed_structure()
+        dtype = jnp.result_type(float)
+        shapes = {name: jnp.zeros(shape, dtype) for name, shape in self.sites.latent.items()}
+        self.layout = Layout.of(shapes)
+
+    def trace(self, theta: PyTree) -> Trace:
+        """The model's trace at θ, its plates whole."""
+        return self._run(theta=theta)
+
+    def log_prior(self, theta: PyTree) -> Float[Array, ""]:
+        """log p_0(θ), in unconstrained coordinates, Jacobians included."""
+        prior = [sites.log_prob(s) for s in self.trace(theta).values() if sites.is_prior(s)]
+        return sum((jnp.sum(log_p) for log_p in prior), start=jnp.zeros(()))
+
+    def log_likelihoods(self, theta: PyTree) -> dict[str, Array]:
+        """log p(y_i | θ) of every observation, by observed site."""
+        trace = self.trace(theta)
+        return {name: sites.log_prob(trace[name]) for name in self.sites.observed}
+
+    def log_likelihood(self, theta: PyTree) -> Float[Array, ""]:
+        """log p(y | θ)."""
+        return sum(
+            (jnp.sum(log_p) for log_p in self.log_likelihoods(theta).values()),
+            start=jnp.zeros(()),
+        )
+
+    def gaussian_prior(self) -> Any:
+        """p_0 where it is a Gaussian in unconstrained coordinates, or `None`."""
+        return gaussian_of(self.log_prior, self.layout)
+
+    def prior_median(self) -> PyTree:
+        """The median of 31 draws from p_0, entry by entry: a place to start from."""
+        return _prior_median(self)
+
+    def constrain(self, theta: PyTree) -> dict[str, Array]:
+        """The values of latent and deterministic sites at θ.
+
+        **Raises** `ValueError` where `theta` is not shaped as the model's parameters.
+        """
+        theta = self._checked(theta)
+        trace = self.trace(theta)
+        return {
+            name: site["value"]
+            for name, site in trace.items()
+            if sites.is_latent(site) or site["type"] == "deterministic"
+        }
+
+    def unconstrain(self, values: Mapping[str, Any]) -> PyTree:
+        r"""Draws by site, in their supports, as draws of θ.
+
+        - `values`: arrays with any leading axes of draws, such as `mcmc.get_samples()`; sites that
+          are not latent (deterministic ones) are passed over.
+
+        **Returns** θ with the same leading axes, for `bayesmerge.fit.moment_matched`.
+
+        **Raises** `ValueError` for missing sites, and values outside of their supports.
+        """
+        missing = [name for name in self.layout_names if name not in values]
+        if missing:
+            raise ValueError(
+                f"values lack the latent sites {missing}; they have {sorted(values)}, and the model "
+                f"has {list(self.layout_names)}."
+            )
+        latent = {name: jnp.asarray(values[name]) for name in self.layout_names}
+        theta = _unconstrained(self, latent)
+        return require_finite(theta, "the values in unconstrained coordinates")
+
+    @property
+    def layout_names(self) -> tuple[str, ...]:
+        """The names of the latent sites, in the order of θ."""
+        return tuple(sorted(self.sites.latent))
+
+    def _run(self, **options: Any) -> Trace:
+        return sites.run(self.function, self.args, self.kwargs, rows=self.rows, **options)
+
+    def _checked(self, theta: PyTree) -> PyTree:
+        self.layout.require_same(Layout.of(theta), "the model and theta")
+        return theta
+
+    def _fixed_structure(self) -> Sites:
+        """The model's sites, the same whatever is drawn."""
+        arrays, rest = eqx.partition((self.args, self.kwargs), eqx.is_array)
+        found: list[Sites] = []
+
+        def look(arrays: PyTree, key: PRNGKeyArray) -> None:
+            args, kwargs = eqx.combine(arrays, rest)
+            found.append(Sites.of(sites.run(self.function, args, kwargs, seed=key)))
+
+        with _readable_structure():
+            for seed in (0, 1):
+                jax.eval_shape(lambda *inputs: look(*inputs), arrays, jax.random.key(seed))
+        first, second = found
+        if first != second:
+            raise ValueError(
+                "the model has another structure each time it is run: its latent and observed sites "
+                f"were {first.latent | first.observed} and then {second.latent | second.observed}. "
+                "Which sites there are, and their shapes, must depend on nothing random."
+            )
+        return first
+
+
+def require_nothing_hidden(model: Model, theta: PyTree) -> None:
+    """Nothing, or an error where the density at θ depends on random numbers that are no site's."""
+    values = [_log_joint(model, theta, jax.random.key(seed)) for seed in (1, 2)]
+    if is_concrete(values) and not np.array_equal(*values, equal_nan=True):
+        raise ValueError(
+            "the model draws random numbers outside of its sample sites (by `numpyro.prng_key`, or "
+            f"in a simulator): its log-density at one θ is {values[0]:.6g} and {values[1]:.6g} in "
+            "two runs. Make them sample sites, or pass them as data."
+        )
+
+
+@eqx.filter_jit
+def _log_joint(model: Model, theta: PyTree, seed: PRNGKeyArray) -> Float[Array, ""]:
+    trace = model._run(theta=theta, seed=seed)
+    return sum((jnp.sum(sites.log_prob(s)) for s in trace.values() if s["type"] == "sample"), 0.0)
+
+
+@eqx.filter_jit
+def _prior_median(model: Model) -> PyTree:
+    def draw(key: PRNGKeyArray) -> PyTree:
+        trace = model._run(seed=key)
+        return {name: sites.unconstrain(trace[name]) for name in model.layout_names}
+
+    draws = jax.vmap(draw)(jax.random.split(jax.random.key(0), PRIOR_DRAWS))
+    return jax.tree.map(
+        lambda x, like: jnp.median(x, axis=0).astype(like), draws, _dtypes(model.layout)
+    )
+
+
+def _dtypes(layout: Layout) -> PyTree:
+    return jax.tree.unflatten(layout.structure, layout.dtypes)
+
+
+@eqx.filter_jit
+def _unconstrained(model: Model, values: dict[str, Array]) -> PyTree:
+    trace = model._run(seed=jax.random.key(0))
+    name = model.layout_names[0]
+    extra = values[name].ndim - jnp.ndim(trace[name]["value"])
+
+    def one(values: dict[str, Array]) -> PyTree:
+        at = model._run(values=values)
+        return {name: sites.unconstrain(at[name]) for name in model.layout_names}
+
+    for _ in range(extra):
+        one = jax.vmap(one)
+    return one(values)
+
+
+def _as_data(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray) or eqx.is_array(leaf):
+        return jnp.asarray(leaf)
+    if leaf is None or isinstance(leaf, (bool, int, float, complex, str)) or callable(leaf):
+        return leaf
+    raise TypeError(
+        f"an argument of the model is a {type(leaf).__name__}, and data must be arrays, numbers, or "
+        "tuples and dictionaries of them (`frame['column'].to_numpy()` for a column of a table)."
+    )
+
+
+@contextlib.contextmanager
+def _readable_structure() -> Iterator[None]:
+    try:
+        yield
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerBoolConversionError,
+        jax.errors.NonConcreteBooleanIndexError,
+    ) as error:
+        raise ValueError(
+            "the model looks at values while it runs (`if`, `int()`, `np.unique`, a number of groups "
+            "taken from the data), so that its structure would depend on them, and it cannot be "
+            "compiled with data for arguments. Pass such numbers as arguments of their own, Python "
+            "integers, which are fixed; for values that are drawn use `jnp.where`."
+        ) from error

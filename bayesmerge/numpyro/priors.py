@@ -1,0 +1,289 @@
+"""Posteriors as stock distributions of NumPyro, and as the prior of the next model."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+from numpyro import handlers
+from numpyro.distributions import biject_to
+from numpyro.distributions.transforms import ReshapeTransform
+from numpyro.primitives import Messenger
+
+from bayesmerge.families.beta import Beta
+from bayesmerge.families.dirichlet import Dirichlet
+from bayesmerge.families.full import FullGaussian
+from bayesmerge.families.gamma import Gamma
+from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.mixtures.mixture import Mixture
+from bayesmerge.numpyro import sites
+
+
+def to_numpyro(posterior: Any, model: Any = None) -> Any:
+    r"""A posterior as stock distributions of NumPyro.
+
+    - `posterior`: q, any family, or a `Mixture` over one array.
+    - `model`: the `bayesmerge.numpyro.Model` whose parameters q is over (`target.model`): sites are
+      then distributions on their own supports, $T_s(\mathcal N(\mu_s, \Sigma_{ss}))$. Without it, in
+      the coordinates of q.
+
+    **Returns** a distribution; for θ a dictionary, a dictionary of them by site. Those of a full
+    Gaussian are its marginals: `replace_prior` keeps the correlations between sites.
+
+    **Raises** `TypeError` for a posterior that NumPyro has no distribution for, `ValueError` for an
+    improper one.
+
+    ```python
+    >>> import jax.numpy as jnp, bayesmerge as bm
+    >>> from bayesmerge.numpyro import to_numpyro
+    >>> prior = to_numpyro(bm.Gamma.from_shape_rate(jnp.array(3.0), jnp.array(2.0)))
+    >>> type(prior).__name__, prior.concentration, prior.rate
+    ('Gamma', Array(3., dtype=float32), Array(2., dtype=float32))
+
+    ```
+    """
+    if model is not None:
+        model.layout.require_same(posterior.layout, "the model and the posterior")
+    if isinstance(posterior, AbstractGaussian):
+        return _gaussian(posterior, model)
+    if isinstance(posterior, Mixture):
+        weights = dist.Categorical(logits=posterior.log_weights)
+        return dist.MixtureSameFamily(weights, to_numpyro(posterior.components))
+    stock = _conjugate(posterior)
+    if stock is None:
+        raise TypeError(
+            f"posterior is a {type(posterior).__name__}, which is no distribution of NumPyro: use "
+            "`laplace()` of a product, or draws."
+        )
+    return stock
+
+
+def replace_prior(model: Callable[..., Any], posterior: AbstractGaussian) -> Callable[..., Any]:
+    r"""The model with a posterior for its prior, site by site and jointly.
+
+    The sites that q is over keep their names and supports, and are drawn one given those before it,
+    $q(\theta) = \prod_s q(\theta_s \mid \theta_1 \dots \theta_{s-1})$, each a stock normal
+    distribution seen through the site's transform. Other sites keep their priors.
+
+    - `model`: a NumPyro model; its latent sites include those of q.
+    - `posterior`: q, a Gaussian over a dictionary of unconstrained sites, proper.
+
+    **Returns** a NumPyro model, for `NUTS`, `SVI` or `Target.from_numpyro`.
+
+    **Raises** `ValueError` where a site of q is not in the model, or has another shape there.
+
+    ```python
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesmerge as bm
+    >>> from bayesmerge.numpyro import replace_prior
+    >>> def model(y):
+    ...     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+    >>> q = bm.laplace(bm.Target.from_numpyro(model, jnp.array([3.0])))
+    >>> again = bm.Target.from_numpyro(replace_prior(model, q), jnp.array([6.0]))
+    >>> bm.laplace(again).mode()  # as from both data at once
+    {'mean': Array(3., dtype=float32)}
+
+    ```
+    """
+    if not isinstance(posterior, AbstractGaussian) or posterior.batch_shape:
+        raise TypeError(
+            f"posterior is a {type(posterior).__name__}, and it must be one Gaussian over a "
+            "dictionary of sites, such as `laplace` returns."
+        )
+    chain = _Chain(posterior)
+
+    @functools.wraps(model)
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        with _Drawn(chain) as handler:
+            result = model(*args, **kwargs)
+        missing = [name for name in chain.means if name not in handler.seen]
+        if missing:
+            raise ValueError(
+                f"the model has no latent sites {missing}, which the posterior is over; it has "
+                f"{sorted(handler.latent)}."
+            )
+        return result
+
+    return replaced
+
+
+def with_factor(
+    model: Callable[..., Any], factor: AbstractGaussian, name: str = "shards"
+) -> Callable[..., Any]:
+    r"""The model with what other shards have learnt, $p_0(\theta)\,G(\theta)\,p(y \mid \theta)$.
+
+    Its prior stays as it is, G multiplies it as a `numpyro.factor`. So NUTS on it, with data or with
+    none observed, draws from the merged posterior with its exact prior.
+
+    - `model`: a NumPyro model.
+    - `factor`: G, over the model's latent sites: `merge(…).factor` where the prior is exact, or a
+      product of `likelihood_factor`s. It may be improper.
+    - `name`: of the factor's site.
+
+    **Returns** a NumPyro model.
+
+    **Raises** `ValueError` where the model lacks a site of G.
+
+    ```python
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesmerge as bm
+    >>> from bayesmerge.numpyro import with_factor
+    >>> def model(y):
+    ...     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+    >>> factor = bm.laplace(bm.Target.from_numpyro(model, jnp.array([3.0])), include_prior=False)
+    >>> both = bm.Target.from_numpyro(with_factor(model, factor), jnp.array([6.0]))
+    >>> bm.laplace(both).mode()
+    {'mean': Array(3., dtype=float32)}
+
+    ```
+    """
+    proper = bool(factor.is_proper())
+    mean = factor.mode() if proper else None
+
+    @functools.wraps(model)
+    def weighted(*args: Any, **kwargs: Any) -> Any:
+        with handlers.trace() as trace:
+            result = model(*args, **kwargs)
+        missing = [site for site in factor.linear if site not in trace]
+        if missing:
+            raise ValueError(
+                f"the model has no sites {missing}, which the factor is over; it has {list(trace)}."
+            )
+        theta = {site: sites.unconstrain(trace[site]) for site in factor.linear}
+        log_factor = (
+            factor.log_ratio_to_mean(theta, mean) if proper else factor.log_density(theta)
+        )
+        numpyro.factor(name, log_factor)
+        return result
+
+    return weighted
+
+
+class _Chain:
+    """A Gaussian as a chain of conditionals of its sites, in any order of them."""
+
+    def __init__(self, posterior: AbstractGaussian):
+        mean = posterior.mode()
+        if not isinstance(mean, dict):
+            raise TypeError("the posterior is not over a dictionary of sites, such as a model's.")
+        self.means = {name: jnp.asarray(x) for name, x in mean.items()}
+        self.covariance = covariance_of(posterior) if _is_full(posterior) else None
+        self.sds = jax.tree.map(jnp.sqrt, posterior.variance())
+        self.columns = _columns(self.means)
+        self._known: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
+
+    def given(self, name: str, before: dict[str, Array]) -> tuple[Array, Array]:
+        """The mean of site `name` given the sites `before`, flat, and its Cholesky factor."""
+        gain, factor = self._regression((*before, name))
+        away = [jnp.ravel(z - self.means[other]) for other, z in before.items()]
+        mean = jnp.ravel(self.means[name])
+        return mean + (gain @ jnp.concatenate(away) if away else 0.0), jnp.asarray(factor)
+
+    def _regression(self, order: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+        if order not in self._known:
+            S = np.asarray(self.covariance)
+            mine = self.columns[order[-1]]
+            others = np.concatenate([[], *(self.columns[n] for n in order[:-1])]).astype(int)
+            gain = np.linalg.solve(S[np.ix_(others, others)], S[np.ix_(others, mine)]).T
+            rest = S[np.ix_(mine, mine)] - gain @ S[np.ix_(others, mine)]
+            self._known[order] = gain, np.linalg.cholesky(0.5 * (rest + rest.T))
+        return self._known[order]
+
+
+class _Drawn(Messenger):
+    """Latent sites drawn from a chain of conditionals."""
+
+    def __init__(self, chain: _Chain):
+        super().__init__(None)
+        self.chain = chain
+        self.seen: dict[str, Any] = {}
+        self.latent: list[str] = []
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] != "sample" or msg["is_observed"]:
+            return
+        name, chain = msg["name"], self.chain
+        self.latent.append(name)
+        if name not in chain.means:
+            return
+        transform = biject_to(msg["fn"].support)
+        shape, expected = chain.means[name].shape, transform.inverse_shape(msg["fn"].shape())
+        if shape != tuple(expected):
+            raise ValueError(
+                f"site '{name}' has unconstrained shape {tuple(expected)} in the model and {shape} "
+                "in the posterior."
+            )
+        if chain.covariance is None:
+            base = dist.Normal(chain.means[name], chain.sds[name])
+            base = base.to_event(transform.domain.event_dim)
+            msg["fn"] = dist.TransformedDistribution(base, transform)
+        else:
+            mean, factor = chain.given(name, self.seen)
+            base = dist.MultivariateNormal(mean, scale_tril=factor)
+            steps = [ReshapeTransform(shape, (mean.size,)), transform]
+            msg["fn"] = dist.TransformedDistribution(base, steps)
+            msg["cond_indep_stack"], msg["scale"] = [], None
+
+    def postprocess_message(self, msg: Any) -> None:
+        if msg["type"] == "sample" and not msg["is_observed"] and msg["name"] in self.chain.means:
+            self.seen[msg["name"]] = sites.unconstrain(msg)
+
+
+def covariance_of(posterior: AbstractGaussian) -> Float[Array, "P P"]:
+    """Λ⁻¹ of a full Gaussian."""
+    layout = posterior.layout
+    column = lambda e: layout.ravel(posterior.solve(layout.unravel(e)))  # noqa: E731
+    return jax.vmap(column)(jnp.eye(layout.size, dtype=jnp.result_type(*layout.dtypes)))
+
+
+def _columns(theta: dict[str, Array]) -> dict[str, np.ndarray]:
+    """Which entries of the flat θ belong to a site."""
+    ends = np.cumsum([x.size for x in theta.values()])
+    return {
+        name: np.arange(end - x.size, end)
+        for (name, x), end in zip(theta.items(), ends, strict=True)
+    }
+
+
+def _is_full(posterior: Any) -> bool:
+    return isinstance(posterior, FullGaussian)
+
+
+def _gaussian(posterior: AbstractGaussian, model: Any) -> Any:
+    mean = posterior.mode()
+    if not isinstance(mean, dict):
+        if _is_full(posterior):
+            return dist.MultivariateNormal(mean, precision_matrix=posterior.precision)
+        deviation = jax.tree.map(jnp.sqrt, posterior.variance())
+        ndim = len(posterior.layout.shapes[0])
+        return dist.Normal(mean, jnp.broadcast_to(deviation, mean.shape)).to_event(ndim)
+    chain = _Chain(posterior)
+    trace = {} if model is None else model.trace(mean)
+    stock = {}
+    for name, centre in mean.items():
+        if chain.covariance is None:
+            base: Any = dist.Normal(centre, chain.sds[name]).to_event(centre.ndim)
+            steps = []
+        else:
+            factor = jnp.asarray(chain._regression((name,))[1])
+            base = dist.MultivariateNormal(jnp.ravel(centre), scale_tril=factor)
+            steps = [ReshapeTransform(centre.shape, (centre.size,))]
+        if model is not None:
+            steps.append(biject_to(trace[name]["fn"].support))
+        stock[name] = dist.TransformedDistribution(base, steps) if steps else base
+    return stock
+
+
+def _conjugate(posterior: Any) -> Any:
+    if isinstance(posterior, Beta):
+        return dist.Beta(*posterior.concentrations)
+    if isinstance(posterior, Dirichlet):
+        return dist.Dirichlet(posterior.concentrations)
+    if isinstance(posterior, Gamma):
+        return dist.Gamma(posterior.shape, posterior.rate)
+    return None

@@ -1,0 +1,201 @@
+"""What a model is made of, seen by running it once, and what of it cannot be merged."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from jaxtyping import Array
+from numpyro import handlers
+from numpyro.distributions import biject_to, constraints
+from numpyro.primitives import Messenger
+
+Trace: TypeAlias = dict[str, dict[str, Any]]
+
+JACOBIAN = "_{}_log_det"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sites:
+    """The names of a model's sites, by what they are.
+
+    - `latent`: parameters, with the shapes of their unconstrained coordinates.
+    - `observed`: what the likelihood is made of, with the shapes of their log-probabilities.
+    - `minibatched`: the plate that subsamples and holds no latent site, with its size.
+    """
+
+    latent: dict[str, tuple[int, ...]]
+    observed: dict[str, tuple[int, ...]]
+    minibatched: tuple[str, int] | None
+
+    def __hash__(self) -> int:
+        return hash((*self.latent.items(), *self.observed.items(), self.minibatched))
+
+    @classmethod
+    def of(cls, trace: Trace) -> "Sites":
+        """The sites of a trace, or an error that names one which has no place in a merge."""
+        for name, site in trace.items():
+            _require_mergeable(name, site)
+        latent = {name: _coordinates(site) for name, site in trace.items() if is_latent(site)}
+        observed = {
+            name: jnp.shape(log_prob(site)) for name, site in trace.items() if is_likelihood(site)
+        }
+        if not latent:
+            raise ValueError(
+                f"the model has no latent sites among {tuple(trace)}, so there is nothing to infer."
+            )
+        if not observed:
+            raise ValueError(
+                f"the model has no observed sites: its latent sites are {tuple(latent)}. Data must "
+                "enter by `obs=` (or `numpyro.factor`); a site whose `obs` is None is a parameter."
+            )
+        return cls(latent, observed, _minibatched(trace))
+
+
+def is_latent(site: dict[str, Any]) -> bool:
+    return site["type"] == "sample" and not site["is_observed"]
+
+
+def is_prior(site: dict[str, Any]) -> bool:
+    """Latent sites, their Jacobians, and factors with `infer={"prior": True}`."""
+    return site["type"] == "sample" and (
+        not site["is_observed"] or site["name"].endswith("_log_det") or _marked(site)
+    )
+
+
+def is_likelihood(site: dict[str, Any]) -> bool:
+    return site["type"] == "sample" and not is_prior(site)
+
+
+def log_prob(site: dict[str, Any]) -> Array:
+    """log p(value | parents) of a site, entry by entry, scaled as its plates say."""
+    fn, value = site["fn"], site["value"]
+    log_p = fn.log_prob(value, site["intermediates"]) if site["intermediates"] else fn.log_prob(value)
+    return log_p if site["scale"] is None else site["scale"] * log_p
+
+
+def unconstrain(site: dict[str, Any]) -> Array:
+    return biject_to(site["fn"].support).inv(site["value"])
+
+
+class WholePlates(Messenger):
+    """Plates that subsample read all their rows, or those of `rows`."""
+
+    def __init__(self, fn: Callable[..., Any], rows: dict[str, Array]):
+        super().__init__(fn)
+        self.rows = rows
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "plate" and msg["value"] is None:
+            rows = self.rows.get(msg["name"])
+            msg["value"] = jnp.arange(msg["args"][0]) if rows is None else rows
+            msg["args"] = (msg["args"][0], len(msg["value"]))
+            msg["subsampled"] = True
+
+
+def place(theta: dict[str, Array], site: dict[str, Any]) -> Array | None:
+    """The value of a latent site at unconstrained coordinates θ, and the log of its Jacobian as a
+    factor of its own."""
+    if site["type"] != "sample" or site["name"] not in theta or site["is_observed"]:
+        return None
+    transform, z = biject_to(site["fn"].support), theta[site["name"]]
+    step = site["infer"].get("_scan_current_index")
+    if step is not None and jnp.ndim(z) > len(transform.inverse_shape(site["fn"].shape())):
+        z = z[step]
+    value = transform(z)
+    log_det = transform.log_abs_det_jacobian(z, value)
+    if not _is_real(site["fn"].support):
+        over = jnp.ndim(log_det) - jnp.ndim(value) + site["fn"].event_dim
+        log_det = jnp.sum(log_det, axis=tuple(range(jnp.ndim(log_det) - over, jnp.ndim(log_det))))
+        numpyro.factor(JACOBIAN.format(site["name"]), log_det)
+    return value
+
+
+def _is_real(support: Any) -> bool:
+    base = getattr(support, "base_constraint", support)
+    return support is constraints.real or base is constraints.real
+
+
+def _coordinates(site: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(biject_to(site["fn"].support).inverse_shape(jnp.shape(site["value"])))
+
+
+def _marked(site: dict[str, Any]) -> bool:
+    return bool((site["infer"] or {}).get("prior"))
+
+
+def _minibatched(trace: Trace) -> tuple[str, int] | None:
+    """The one plate over which estimates from minibatches are possible."""
+    subsampled = {
+        name: site["args"][0]
+        for name, site in trace.items()
+        if site["type"] == "plate" and site.get("subsampled")
+    }
+    local = {
+        frame.name
+        for site in trace.values()
+        if is_latent(site)
+        for frame in site["cond_indep_stack"]
+    }
+    free = [(name, size) for name, size in subsampled.items() if name not in local]
+    return free[0] if len(subsampled) == 1 and free else None
+
+
+def _require_mergeable(name: str, site: dict[str, Any]) -> None:
+    if site["type"] == "param":
+        raise ValueError(
+            f"site '{name}' is a `numpyro.param`, which has no prior and so no posterior. Give it "
+            f"one: numpyro.sample('{name}', …), wide where little is known."
+        )
+    if site["type"] == "mutable":
+        raise ValueError(f"site '{name}' is a `numpyro.mutable`: its state cannot be merged.")
+    if not is_latent(site):
+        return
+    fn = site["fn"]
+    if fn.support.is_discrete:
+        raise ValueError(
+            f"site '{name}' is a discrete latent variable ({type(_base(fn)).__name__}), and a "
+            "posterior is merged as a density. Sum it out: write the likelihood as a "
+            "`MixtureSameFamily` or a `numpyro.factor` with logsumexp, or enumerate it with "
+            "`numpyro.contrib.funsor.config_enumerate` and wrap that log-density in a "
+            "`bm.Target`."
+        )
+    if type(_base(fn)).__name__ == "ImproperUniform":
+        raise ValueError(
+            f"site '{name}' has an improper prior (ImproperUniform), which cannot be multiplied "
+            "and divided as p_0 is here. Give it a proper one, wide where little is known: "
+            f"numpyro.sample('{name}', dist.Normal(0, 100)), or dist.LogNormal for a scale."
+        )
+
+
+def _base(fn: Any) -> Any:
+    while hasattr(fn, "base_dist") and type(fn).__name__ in (
+        "ExpandedDistribution",
+        "Independent",
+        "MaskedDistribution",
+    ):
+        fn = fn.base_dist
+    return fn
+
+
+def run(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    theta: dict[str, Array] | None = None,
+    values: dict[str, Array] | None = None,
+    rows: dict[str, Array] | None = None,
+    seed: Array | None = None,
+) -> Trace:
+    """The trace of a model at unconstrained coordinates `theta`, at constrained `values`, or at draws
+    of its prior."""
+    key = jax.random.key(0) if seed is None else seed
+    fn: Any = WholePlates(function, rows or {})
+    if theta is not None:
+        fn = handlers.substitute(fn, substitute_fn=lambda site: place(theta, site))
+    if values is not None:
+        fn = handlers.substitute(fn, data=values)
+    return handlers.trace(handlers.seed(fn, key)).get_trace(*args, **kwargs)
