@@ -22,8 +22,8 @@ from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import require, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import as_arrays
-from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.merging import merge
 from bayesmerge.tasks import as_weights, matched, named
 

@@ -30,6 +30,7 @@ from bayesmerge.families.checks import (
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
+from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Kind, curvature_product, curvature_rows, require_known
 from bayesmerge.fit.curvature import curvature as curvature_of
 from bayesmerge.fit.optimise import (
@@ -38,7 +39,7 @@ from bayesmerge.fit.optimise import (
     require_kinds,
     search,
 )
-from bayesmerge.fit.target import Target
+from bayesmerge.fit.target import Prior, Target
 
 Without: TypeAlias = Literal["newton", "influence"]
 Solver: TypeAlias = Literal["cholesky", "cg"]
@@ -145,7 +146,7 @@ def prepared(
             "tasks make a target of what is to be removed: "
             "`remove(posterior, expand(part, posterior.mode()))`."
         )
-    prior = target.prior if prior is None else prior
+    prior = _gaussian(target.prior) if prior is None else prior
     if prior is not None and prior.batch_shape:
         raise ValueError(f"prior is a batch of shape {prior.batch_shape}, and there is one fit.")
     kind: Kind = curvature or ("ggn" if target.has_model else "hessian")
@@ -393,3 +394,12 @@ def require_determined(left: PyTree, enough: Bool[Array, " G"], kind: Kind) -> P
         return f"So it is for {len(bad)} of {len(enough)} groups, the first being group {bad[0]}."
 
     return require(left, jnp.all(enough), message, which)
+
+
+def _gaussian(prior: Prior) -> AbstractGaussian | None:
+    if isinstance(prior, AbstractTarget):
+        raise TypeError(
+            "the target's prior is not Gaussian, and rows are taken out of a Gaussian posterior: "
+            "pass a Gaussian `prior`, or use `remove(posterior, expand(part, posterior.mode()))`."
+        )
+    return prior

@@ -29,8 +29,8 @@ def gaussian_of(log_density: LogDensity, layout: Layout) -> Any:
     that is tried at random points up to ten standard deviations away, to half the digits. η is the
     score at zero, −Λ its derivative there.
 
-    - `log_density`: log q, a JAX function of θ. Where it is a pytree (`equinox.Partial`, a method of
-      a module), another one that differs in its arrays costs no compilation.
+    - `log_density`: log q, a JAX function of θ. Where it is a pytree (`equinox.Partial`, a method
+      of a module), another one that differs in its arrays costs no compilation.
     - `layout`: of θ.
 
     **Returns** a `DiagonalGaussian` where Λ is diagonal, a `FullGaussian` for another Λ of at most
@@ -50,8 +50,8 @@ def gaussian_of(log_density: LogDensity, layout: Layout) -> Any:
         return None
     eta = layout.unravel(linear)
     if is_diagonal:
-        return DiagonalGaussian(eta, layout.unravel(precision), layout)
-    return FullGaussian(eta, precision, layout)
+        return DiagonalGaussian(linear=eta, precision=layout.unravel(precision), layout=layout)
+    return FullGaussian(linear=eta, precision=precision, layout=layout)
 
 
 @eqx.filter_jit

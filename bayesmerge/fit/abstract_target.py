@@ -17,8 +17,11 @@ class AbstractTarget(eqx.Module):
     """A loss ℓ(θ) that is a sum over batches of examples, and so is all that is computed of it."""
 
     prior: eqx.AbstractVar[Any]
-    start: eqx.AbstractVar[Any]
-    """θ from which to look for the mode where no other is given, or `None`."""
+
+    @property
+    @abc.abstractmethod
+    def start(self) -> PyTree | None:
+        """θ from which to look for the mode where no other is given, or `None`."""
 
     @abc.abstractmethod
     def accumulate(

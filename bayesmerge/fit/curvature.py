@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.layout import Layout
-from bayesmerge.fit.likelihood import Likelihood, SupervisedLoss
 from bayesmerge.fit.abstract_target import AbstractTarget, Loss
+from bayesmerge.fit.likelihood import Likelihood, SupervisedLoss
 
 Structure: TypeAlias = Literal["full", "diagonal", "isotropic"]
 Kind: TypeAlias = Literal["hessian", "ggn", "fisher", "squared_gradients"]

@@ -12,9 +12,9 @@ from bayesmerge.families.diagonal import DiagonalGaussian
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.isotropic import IsotropicGaussian
 from bayesmerge.families.layout import Layout, as_arrays
+from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Kind, Structure, curvature
 from bayesmerge.fit.optimise import require_kinds
-from bayesmerge.fit.abstract_target import AbstractTarget
 
 FAMILIES: dict[str, Any] = {
     "full": FullGaussian,

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.gaussian import AbstractGaussian
-from bayesmerge.fit.curvature import Structure, curvature
-from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.fit.curvature import Structure, curvature
+from bayesmerge.fit.optimise import require_kinds
 
 Estimator: TypeAlias = Literal["hessian", "ggn", "fisher", "squared_gradients", "price"]
 At: TypeAlias = Callable[[PyTree], tuple[Any, Any, Any]]

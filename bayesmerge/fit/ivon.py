@@ -15,6 +15,7 @@ from bayesmerge.families.checks import require_finite
 from bayesmerge.families.diagonal import DiagonalGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
+from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import require_known
 from bayesmerge.fit.ivon_optimiser import (
     HessianEstimator,
@@ -26,7 +27,6 @@ from bayesmerge.fit.ivon_optimiser import (
 )
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.run import AbstractMethod, Run, Schedule, run
-from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.mixtures.mixture import Mixture
 
 

@@ -11,6 +11,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from bayesmerge.families.checks import ConvergenceWarning, require, require_finite, tell
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
+from bayesmerge.fit.absorb import absorb
+from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Kind, Structure, curvature
 from bayesmerge.fit.expand import expand, quadratic
 from bayesmerge.fit.optimise import (
@@ -20,8 +22,6 @@ from bayesmerge.fit.optimise import (
     require_kinds,
     search,
 )
-from bayesmerge.fit.absorb import absorb
-from bayesmerge.fit.abstract_target import AbstractTarget
 
 NEGLIGIBLE = 0.01
 """Distance from the mode, in posterior standard deviations, that goes without saying."""
@@ -88,17 +88,16 @@ def laplace(
     Source: GM equations 6 and 9; GMA Theorem 1; FP §3.
     """
     require_kinds(target, prior)
-    given = target
-    target, prior = absorb(target, prior)
-    kind: Kind = curvature or ("ggn" if target.has_model else "hessian")
+    loss, gaussian = absorb(target, prior)
+    kind: Kind = curvature or ("ggn" if loss.has_model else "hessian")
     if params is None:
         method: Method = "newton" if structure == "full" else "lbfgs"
-        found = search(target, prior, start, method, max_steps)
+        found = search(loss, gaussian, start, method, max_steps)
     else:
-        found = _trained(target, prior, params)
-    fit = _posterior_at if target.is_streamed else _posterior_at_compiled
+        found = _trained(loss, gaussian, params)
+    fit = _posterior_at if loss.is_streamed else _posterior_at_compiled
     posterior, likelihood, proper, distance = fit(
-        target, prior, found, kind, structure, num_samples, key, block_size
+        loss, gaussian, found, kind, structure, num_samples, key, block_size
     )
     message = (
         f"the posterior precision, {kind} plus prior, is not positive definite at the mode, so "
@@ -115,9 +114,9 @@ def laplace(
     tell(_warn_if_far, (distance, found.gradient_norm, found.steps))
     if include_prior:
         return posterior
-    if target is not given:
-        return posterior / expand(target.targets[1], found.params, structure=structure)
-    return likelihood
+    if loss is target:
+        return likelihood
+    return posterior / expand(loss.targets[1], found.params, structure=structure)
 
 
 def _warn_if_far(distance: Any, gradient_norm: Any, steps: Any) -> None:

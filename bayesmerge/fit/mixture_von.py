@@ -20,13 +20,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from bayesmerge.families.base import unstack
 from bayesmerge.families.checks import ConvergenceWarning
 from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.fit.absorb import absorb
+from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Structure, require_known
 from bayesmerge.fit.expand import quadratic
 from bayesmerge.fit.expectation import At, Estimator, expectation, loss_at
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.run import AbstractMethod, Schedule, run
-from bayesmerge.fit.absorb import absorb
-from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.von import (
     at_step,
     improved_step,

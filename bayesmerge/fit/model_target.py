@@ -36,22 +36,28 @@ class ModelTarget(AbstractTarget):
       NumPyro's distributions and ArviZ data.
     - `part`: `"likelihood"`, or `"prior"` for R_0(θ) = −log p_0(θ).
     - `prior`: p_0, a Gaussian, or the target of its part.
-    - `start`: the median of draws from p_0.
+    - `median`: of draws from p_0, where searches start.
     """
 
     model: Any
     part: Part = eqx.field(static=True)
     prior: Any
-    start: Any
+    median: Any
 
     def __init__(self, model: Any, part: Part = "likelihood"):
         self.model = model
         self.part = part
-        self.start = model.prior_median()
+        self.median = model.prior_median()
+        model.require_nothing_hidden(self.median)
         self.prior = None
         if part == "likelihood":
             gaussian = model.gaussian_prior()
             self.prior = ModelTarget(model, "prior") if gaussian is None else gaussian
+
+    @property
+    def start(self) -> PyTree:
+        """The median of draws from p_0."""
+        return self.median
 
     @property
     def is_streamed(self) -> bool:
@@ -83,7 +89,7 @@ class ModelTarget(AbstractTarget):
     def first_batch(self) -> tuple[Loss, PyTree]:
         count = self._count
         if self.model.rows:
-            shapes = jax.eval_shape(self.model.log_likelihoods, self.start)
+            shapes = jax.eval_shape(self.model.log_likelihoods, self.median)
             count = sum(x.size for x in shapes.values())
         return ModelLoss(self.model, self.part), jnp.arange(count)
 

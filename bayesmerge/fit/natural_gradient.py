@@ -14,8 +14,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import AbstractExponentialFamily
-from bayesmerge.fit.run import AbstractMethod, Schedule, run
 from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.fit.run import AbstractMethod, Schedule, run
 from bayesmerge.fit.von import RobbinsMonro, at_step, require_step_size
 
 MANY = 1000

@@ -25,9 +25,9 @@ from bayesmerge.families.checks import (
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
-from bayesmerge.fit.curvature import Kind, curvature
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.fit.curvature import Kind, curvature
 
 Method = Literal["lbfgs", "newton"]
 """`newton` adds to L-BFGS what a P×P factorisation can: the mode to machine precision."""
@@ -117,11 +117,11 @@ def search(
 ) -> Mode:
     """`find_mode`, but for the warning that it has not converged."""
     require_kinds(target, prior)
-    target, prior = absorb(target, prior)
-    given, start = start is not None, _start(target, prior, start)
-    target.check(start)
-    fit = _find_mode if target.is_streamed else _find_mode_compiled
-    mode = fit(target, prior, start, method, max_steps)
+    loss, gaussian = absorb(target, prior)
+    given, start = start is not None, _start(loss, gaussian, start)
+    loss.check(start)
+    fit = _find_mode if loss.is_streamed else _find_mode_compiled
+    mode = fit(loss, gaussian, start, method, max_steps)
     if not given:
         tell(_warn_if_unmoved, _unmoved(start, mode), names=Layout.of(start).names)
     message = (
@@ -174,9 +174,7 @@ def require_kinds(target: Any, prior: Any) -> None:
         )
 
 
-def _start(
-    target: AbstractTarget, prior: AbstractGaussian | None, start: PyTree | None
-) -> PyTree:
+def _start(target: AbstractTarget, prior: AbstractGaussian | None, start: PyTree | None) -> PyTree:
     start = target.start if start is None else start
     if start is None:
         if prior is None:
@@ -228,9 +226,7 @@ class Objective(eqx.Module):
             return loss
         offset = jax.tree.map(jnp.subtract, theta, self.centre)
         pull = self.prior.multiply(offset)
-        return loss + tree_dot(
-            offset, jax.tree.map(lambda p, s: 0.5 * p - s, pull, self.slope)
-        )
+        return loss + tree_dot(offset, jax.tree.map(lambda p, s: 0.5 * p - s, pull, self.slope))
 
     def precision(self, theta: PyTree, kind: Kind) -> Float[Array, "P P"]:
         """H + H_0."""

@@ -134,21 +134,22 @@ class Target(AbstractTarget):
 
     @classmethod
     def from_numpyro(cls, model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelTarget:
-        r"""The likelihood of a NumPyro model as a loss, $\ell(\theta) = -\log p(y \mid \theta)$, and its
-        prior p_0 apart from it, both in unconstrained coordinates θ.
+        r"""The likelihood of a NumPyro model as a loss, $\ell(\theta) = -\log p(y \mid \theta)$,
+        and its prior p_0 apart from it, both in unconstrained coordinates θ.
 
         - `model`: with continuous latent sites, and data observed by `obs=`. `numpyro.factor` is
-          part of the likelihood, unless it is marked as the prior's (see `bayesmerge.numpyro.Model`).
-          Plates that subsample are read whole.
+          part of the likelihood, unless it is marked as the prior's (see
+          `bayesmerge.numpyro.Model`). Plates that subsample are read whole.
         - `args`, `kwargs`: the model's. Arrays among them are data, arguments of compiled programs:
           a second target of the same model and shapes costs no compilation. All else is fixed.
 
-        **Returns** a target. Its `prior` is a Gaussian where p_0 is one in unconstrained coordinates,
-        and otherwise a target whose loss is −log p_0, Jacobians included; `laplace`, `von` and `merge`
-        take either. Its `model` converts: draws by site, guides, NumPyro's distributions, ArviZ.
+        **Returns** a target. Its `prior` is a Gaussian where p_0 is one in unconstrained
+        coordinates, and otherwise a target whose loss is −log p_0, Jacobians included; `laplace`,
+        `von` and `merge` take either. Its `model` converts: draws by site, guides, NumPyro's
+        distributions, ArviZ.
 
-        **Raises** `ValueError` for discrete latent sites, improper priors, `numpyro.param`, randomness
-        outside of sample sites, or no observations; it names the site.
+        **Raises** `ValueError` for discrete latent sites, improper priors, `numpyro.param`,
+        randomness outside of sample sites, or no observations; it names the site.
 
         ```python
         >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesmerge as bm

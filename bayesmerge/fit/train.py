@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from bayesmerge.families.checks import require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import as_arrays
+from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Kind, Structure
 from bayesmerge.fit.ivon import Trained, starting_point
 from bayesmerge.fit.laplace import laplace
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.run import AbstractMethod, run
-from bayesmerge.fit.abstract_target import AbstractTarget
 
 
 class Training(AbstractMethod):

@@ -17,14 +17,14 @@ from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import require
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import as_arrays
+from bayesmerge.fit.absorb import absorb
+from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Kind, Structure, curvature_product, require_known
 from bayesmerge.fit.expand import FAMILIES, quadratic
 from bayesmerge.fit.expectation import Estimator, expectation, loss_at
 from bayesmerge.fit.laplace import laplace
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.run import AbstractMethod, Schedule, run
-from bayesmerge.fit.absorb import absorb
-from bayesmerge.fit.abstract_target import AbstractTarget
 
 NEVER_INDEFINITE = ("ggn", "fisher", "squared_gradients")
 

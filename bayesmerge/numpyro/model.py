@@ -14,13 +14,17 @@ from bayesmerge.families.checks import is_concrete, require_finite
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.recognise import gaussian_of
 from bayesmerge.numpyro import sites
+from bayesmerge.numpyro.guides import guide_posterior
+from bayesmerge.numpyro.outputs import arviz_data, draws_by_site, predictive
+from bayesmerge.numpyro.priors import to_numpyro
 from bayesmerge.numpyro.sites import Sites, Trace
 
 PRIOR_DRAWS = 31
 
 
 class Model(eqx.Module):
-    r"""A NumPyro model and its data, $\log p(\theta, y) = \log p_0(\theta) + \log p(y \mid \theta)$.
+    r"""A NumPyro model and its data, $\log p(\theta, y) = \log p_0(\theta) + \log p(y \mid
+    \theta)$.
 
     θ is a dictionary from the names of latent sites to their unconstrained coordinates, those of
     `numpyro.distributions.biject_to(support)`: log σ for a scale, log-ratios for a simplex. p_0 is
@@ -100,6 +104,17 @@ class Model(eqx.Module):
         """The median of 31 draws from p_0, entry by entry: a place to start from."""
         return _prior_median(self)
 
+    def require_nothing_hidden(self, theta: PyTree) -> None:
+        """Nothing, or an error where the density at θ depends on random numbers that are no
+        site's."""
+        one, other = (_log_joint(self, theta, jax.random.key(seed)) for seed in (1, 2))
+        if is_concrete((one, other)) and not np.array_equal(one, other, equal_nan=True):
+            raise ValueError(
+                "the model draws random numbers outside of its sample sites (`numpyro.prng_key`): "
+                f"its log-density at one θ is {one:.6g} and {other:.6g} in two runs. Make them "
+                "sample sites, or pass them as data."
+            )
+
     def constrain(self, theta: PyTree) -> dict[str, Array]:
         """The values of latent and deterministic sites at θ.
 
@@ -126,12 +141,95 @@ class Model(eqx.Module):
         missing = [name for name in self.layout_names if name not in values]
         if missing:
             raise ValueError(
-                f"values lack the latent sites {missing}; they have {sorted(values)}, and the model "
-                f"has {list(self.layout_names)}."
+                f"values lack the latent sites {missing}; they have {sorted(values)}, and the "
+                f"model has {list(self.layout_names)}."
             )
         latent = {name: jnp.asarray(values[name]) for name in self.layout_names}
         theta = _unconstrained(self, latent)
         return require_finite(theta, "the values in unconstrained coordinates")
+
+    def from_guide(self, guide: Any, params: Mapping[str, Any]) -> Any:
+        r"""The posterior that a trained guide is.
+
+        - `guide`: AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal,
+          AutoLowRankMultivariateNormal, AutoLaplaceApproximation, or a function with a site for
+          every latent site that is Gaussian in unconstrained coordinates (`Normal` for real sites,
+          `LogNormal` for positive ones), whether or not it is mean-field.
+        - `params`: of the guide, `svi_result.params`.
+
+        **Returns** a `DiagonalGaussian` or a `FullGaussian`, with the guide's density: the prior is
+        in it, as in every posterior.
+
+        **Raises** `TypeError` for guides that are not Gaussian (flows, points), `ValueError` for
+        those of another model.
+
+        ```python
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from bayesmerge.numpyro import Model
+        >>> def model(y):
+        ...     scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+        ...     numpyro.sample("y", dist.Normal(0.0, scale), obs=y)
+        >>> def guide(y):
+        ...     numpyro.sample("scale", dist.LogNormal(numpyro.param("m", 0.0), 0.5))
+        >>> Model(model, jnp.ones(3)).from_guide(guide, {"m": jnp.array(0.25)}).mode()
+        {'scale': Array(0.25, dtype=float32)}
+
+        ```
+        """
+        return guide_posterior(self, guide, dict(params))
+
+    def draws(
+        self,
+        posterior: Any,
+        key: PRNGKeyArray,
+        num_samples: int = 1000,
+        *,
+        deterministic: bool = True,
+    ) -> dict[str, Array]:
+        """Draws from a posterior over θ, by site and in the sites' own supports.
+
+        - `posterior`: q, anything with `sample`.
+        - `key`, `num_samples`: of the draws.
+        - `deterministic`: whether to return deterministic sites too.
+
+        **Returns** arrays with a leading axis `num_samples`.
+        """
+        return draws_by_site(self, posterior, key, num_samples, deterministic)
+
+    def predictive(self, posterior: Any, key: PRNGKeyArray, num_samples: int = 1000) -> Any:
+        """NumPyro's `Predictive` at draws from a posterior: call it with a key and new data.
+
+        - `posterior`, `key`, `num_samples`: as in `draws`.
+        """
+        return predictive(self, posterior, key, num_samples)
+
+    def to_arviz(
+        self,
+        posterior: Any,
+        key: PRNGKeyArray,
+        num_samples: int = 1000,
+        *,
+        coords: Mapping[str, Any] | None = None,
+        dims: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Draws, predictions, log-likelihoods and data of these observations, for ArviZ.
+
+        - `posterior`, `key`, `num_samples`: as in `draws`; all in one chain.
+        - `coords`: labels of axes, by the axes' names.
+        - `dims`: names of the axes of a site (of its last ones, where there are fewer); by default
+          those of its plates.
+
+        **Returns** an `arviz.InferenceData` where ArviZ before 1.0 is installed, and otherwise an
+        `xarray.DataTree`, with the groups `posterior`, `posterior_predictive`, `log_likelihood` and
+        `observed_data`.
+
+        **Raises** `ValueError` for names that are no sites, and labels of another number.
+        """
+        return arviz_data(self, posterior, key, num_samples, coords, dims)
+
+    def to_numpyro(self, posterior: Any) -> dict[str, Any]:
+        """The posterior's marginals by site, as `bayesmerge.numpyro.to_numpyro`."""
+        return to_numpyro(posterior, self)
 
     @property
     def layout_names(self) -> tuple[str, ...]:
@@ -160,28 +258,21 @@ class Model(eqx.Module):
         first, second = found
         if first != second:
             raise ValueError(
-                "the model has another structure each time it is run: its latent and observed sites "
-                f"were {first.latent | first.observed} and then {second.latent | second.observed}. "
-                "Which sites there are, and their shapes, must depend on nothing random."
+                "the model has another structure each time it is run: its latent and observed "
+                f"sites were {first.latent | first.observed} and then "
+                f"{second.latent | second.observed}. Which sites there are, and their shapes, must "
+                "depend on nothing random."
             )
         return first
-
-
-def require_nothing_hidden(model: Model, theta: PyTree) -> None:
-    """Nothing, or an error where the density at θ depends on random numbers that are no site's."""
-    values = [_log_joint(model, theta, jax.random.key(seed)) for seed in (1, 2)]
-    if is_concrete(values) and not np.array_equal(*values, equal_nan=True):
-        raise ValueError(
-            "the model draws random numbers outside of its sample sites (by `numpyro.prng_key`, or "
-            f"in a simulator): its log-density at one θ is {values[0]:.6g} and {values[1]:.6g} in "
-            "two runs. Make them sample sites, or pass them as data."
-        )
 
 
 @eqx.filter_jit
 def _log_joint(model: Model, theta: PyTree, seed: PRNGKeyArray) -> Float[Array, ""]:
     trace = model._run(theta=theta, seed=seed)
-    return sum((jnp.sum(sites.log_prob(s)) for s in trace.values() if s["type"] == "sample"), 0.0)
+    return sum(
+        (jnp.sum(sites.log_prob(s)) for s in trace.values() if s["type"] == "sample"),
+        start=jnp.zeros(()),
+    )
 
 
 @eqx.filter_jit
@@ -221,8 +312,8 @@ def _as_data(leaf: Any) -> Any:
     if leaf is None or isinstance(leaf, (bool, int, float, complex, str)) or callable(leaf):
         return leaf
     raise TypeError(
-        f"an argument of the model is a {type(leaf).__name__}, and data must be arrays, numbers, or "
-        "tuples and dictionaries of them (`frame['column'].to_numpy()` for a column of a table)."
+        f"an argument of the model is a {type(leaf).__name__}, and data must be arrays, numbers, "
+        "or tuples and dictionaries of them (`frame['column'].to_numpy()` for a column of a table)."
     )
 
 
@@ -237,8 +328,8 @@ def _readable_structure() -> Iterator[None]:
         jax.errors.NonConcreteBooleanIndexError,
     ) as error:
         raise ValueError(
-            "the model looks at values while it runs (`if`, `int()`, `np.unique`, a number of groups "
-            "taken from the data), so that its structure would depend on them, and it cannot be "
+            "the model looks at values while it runs (`if`, `int()`, `np.unique`, a number of "
+            "groups taken from the data), so that its structure would depend on them, and it cannot be "
             "compiled with data for arguments. Pass such numbers as arguments of their own, Python "
             "integers, which are fixed; for values that are drawn use `jnp.where`."
         ) from error

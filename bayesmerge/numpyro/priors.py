@@ -29,8 +29,8 @@ def to_numpyro(posterior: Any, model: Any = None) -> Any:
 
     - `posterior`: q, any family, or a `Mixture` over one array.
     - `model`: the `bayesmerge.numpyro.Model` whose parameters q is over (`target.model`): sites are
-      then distributions on their own supports, $T_s(\mathcal N(\mu_s, \Sigma_{ss}))$. Without it, in
-      the coordinates of q.
+      then distributions on their own supports, $T_s(\mathcal N(\mu_s, \Sigma_{ss}))$. Without it,
+      in the coordinates of q.
 
     **Returns** a distribution; for θ a dictionary, a dictionary of them by site. Those of a full
     Gaussian are its marginals: `replace_prior` keeps the correlations between sites.
@@ -99,7 +99,8 @@ def replace_prior(model: Callable[..., Any], posterior: AbstractGaussian) -> Cal
 
     @functools.wraps(model)
     def replaced(*args: Any, **kwargs: Any) -> Any:
-        with _Drawn(chain) as handler:
+        handler = _Drawn(chain)
+        with handler:
             result = model(*args, **kwargs)
         missing = [name for name in chain.means if name not in handler.seen]
         if missing:
@@ -117,8 +118,8 @@ def with_factor(
 ) -> Callable[..., Any]:
     r"""The model with what other shards have learnt, $p_0(\theta)\,G(\theta)\,p(y \mid \theta)$.
 
-    Its prior stays as it is, G multiplies it as a `numpyro.factor`. So NUTS on it, with data or with
-    none observed, draws from the merged posterior with its exact prior.
+    Its prior stays as it is, G multiplies it as a `numpyro.factor`. So NUTS on it, with data or
+    with none observed, draws from the merged posterior with its exact prior.
 
     - `model`: a NumPyro model.
     - `factor`: G, over the model's latent sites: `merge(…).factor` where the prior is exact, or a
@@ -155,9 +156,7 @@ def with_factor(
                 f"the model has no sites {missing}, which the factor is over; it has {list(trace)}."
             )
         theta = {site: sites.unconstrain(trace[site]) for site in factor.linear}
-        log_factor = (
-            factor.log_ratio_to_mean(theta, mean) if proper else factor.log_density(theta)
-        )
+        log_factor = factor.log_ratio_to_mean(theta, mean) if proper else factor.log_density(theta)
         numpyro.factor(name, log_factor)
         return result
 

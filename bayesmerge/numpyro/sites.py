@@ -72,7 +72,9 @@ def is_likelihood(site: dict[str, Any]) -> bool:
 def log_prob(site: dict[str, Any]) -> Array:
     """log p(value | parents) of a site, entry by entry, scaled as its plates say."""
     fn, value = site["fn"], site["value"]
-    log_p = fn.log_prob(value, site["intermediates"]) if site["intermediates"] else fn.log_prob(value)
+    log_p = (
+        fn.log_prob(value, site["intermediates"]) if site["intermediates"] else fn.log_prob(value)
+    )
     return log_p if site["scale"] is None else site["scale"] * log_p
 
 
@@ -89,9 +91,9 @@ class WholePlates(Messenger):
 
     def process_message(self, msg: Any) -> None:
         if msg["type"] == "plate" and msg["value"] is None:
-            rows = self.rows.get(msg["name"])
-            msg["value"] = jnp.arange(msg["args"][0]) if rows is None else rows
-            msg["args"] = (msg["args"][0], len(msg["value"]))
+            size = msg["args"][0]
+            rows = self.rows.get(msg["name"], jnp.arange(size))
+            msg["value"], msg["args"] = rows, (size, len(rows))
             msg["subsampled"] = True
 
 
@@ -190,8 +192,8 @@ def run(
     rows: dict[str, Array] | None = None,
     seed: Array | None = None,
 ) -> Trace:
-    """The trace of a model at unconstrained coordinates `theta`, at constrained `values`, or at draws
-    of its prior."""
+    """The trace of a model at unconstrained coordinates `theta`, at constrained `values`, or at
+    draws of its prior."""
     key = jax.random.key(0) if seed is None else seed
     fn: Any = WholePlates(function, rows or {})
     if theta is not None:

@@ -1,0 +1,119 @@
+"""Guides of variational inference as posterior objects."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, PyTree
+from numpyro import handlers
+from numpyro.infer import autoguide
+
+from bayesmerge.families.checks import require
+from bayesmerge.families.diagonal import DiagonalGaussian
+from bayesmerge.families.full import FullGaussian
+from bayesmerge.families.recognise import gaussian_of
+from bayesmerge.numpyro import sites
+
+DRAWS_REMEDY = "draw from it, and match moments: `bm.fit.moment_matched(model.unconstrain(draws))`"
+
+
+def guide_posterior(model: Any, guide: Any, params: dict[str, Any]) -> Any:
+    """What `Model.from_guide` returns."""
+    if not callable(guide):
+        raise TypeError(f"guide is a {type(guide).__name__}, and it must be a guide of NumPyro.")
+    if isinstance(guide, autoguide.AutoDelta):
+        raise TypeError(
+            "an AutoDelta guide is a point, which has no precision to merge by: use "
+            "`bm.laplace(target, params=model.unconstrain(guide.median(params)))` for the Gaussian "
+            "at that point."
+        )
+    if isinstance(guide, autoguide.AutoContinuous):
+        return _of_flat(model, guide, params)
+    return _of_sites(model, guide, params)
+
+
+def _of_flat(model: Any, guide: Any, params: dict[str, Any]) -> Any:
+    """A guide with one flat normal distribution over all unconstrained sites, in order of names."""
+    try:
+        flat = guide.get_posterior(params)
+    except NotImplementedError:
+        flat = None
+    flat = getattr(flat, "base_dist", flat) if isinstance(flat, dist.Independent) else flat
+    stock = (dist.Normal, dist.MultivariateNormal, dist.LowRankMultivariateNormal)
+    if not isinstance(flat, stock):
+        raise TypeError(
+            f"a {type(guide).__name__} guide is not Gaussian in unconstrained coordinates: "
+            f"{DRAWS_REMEDY}."
+        )
+    layout = model.layout
+    if flat.mean.shape != (layout.size,):
+        raise ValueError(
+            f"the guide has {flat.mean.size} unconstrained parameters and the model {layout.size} "
+            f"({list(model.layout_names)}): the guide is of another model."
+        )
+    if isinstance(flat, dist.Normal):
+        mean, precision = flat.loc, flat.scale**-2.0
+        return DiagonalGaussian.from_mean_precision(layout.unravel(mean), layout.unravel(precision))
+    if isinstance(flat, dist.LowRankMultivariateNormal):
+        precision, positive = _low_rank_precision(flat.cov_factor, flat.cov_diag), True
+    else:
+        precision = flat.precision_matrix
+        positive = jnp.all(jnp.diagonal(flat.scale_tril) > 0)
+    message = (
+        "the guide has no variance in some direction, which AutoLaplaceApproximation does where "
+        "the Hessian at its optimum is not positive definite. Train it longer, or use `bm.laplace`."
+    )
+    precision = require(precision, positive, message)
+    return FullGaussian.from_mean_precision(layout.unravel(flat.mean), precision)
+
+
+def _low_rank_precision(W: Float[Array, "P R"], d: Float[Array, " P"]) -> Float[Array, "P P"]:
+    """(WWᵀ + diag d)⁻¹, by Woodbury's identity."""
+    V = W / d[:, None]
+    inner = jnp.eye(W.shape[1], dtype=W.dtype) + W.T @ V
+    return jnp.diag(1 / d) - V @ jnp.linalg.solve(inner, V.T)
+
+
+def _of_sites(model: Any, guide: Callable[..., Any], params: dict[str, Any]) -> Any:
+    """A guide with a site for every latent site of the model."""
+    trace = _guide_trace(model, guide, params, {})
+    named = {name for name, site in trace.items() if sites.is_latent(site)}
+    missing, extra = set(model.layout_names) - named, named - set(model.layout_names)
+    if missing or extra:
+        raise ValueError(
+            f"the guide and the model must have the same latent sites: the guide lacks "
+            f"{sorted(missing)} and has {sorted(extra)} besides."
+        )
+    found = gaussian_of(eqx.Partial(_log_density, model, guide, params), model.layout)
+    if found is None:
+        kinds = {name: type(trace[name]["fn"]).__name__ for name in model.layout_names}
+        raise TypeError(
+            f"the guide, with sites {kinds}, is not Gaussian in the model's unconstrained "
+            f"coordinates (Normal for real sites, LogNormal for positive ones): {DRAWS_REMEDY}."
+        )
+    return found
+
+
+def _log_density(
+    model: Any, guide: Callable[..., Any], params: dict[str, Any], theta: PyTree
+) -> Float[Array, ""]:
+    """log q(θ), the guide's density of the constrained values with the model's Jacobians."""
+    trace = model.trace(theta)
+    values = {name: trace[name]["value"] for name in model.layout_names}
+    jacobians = [trace.get(sites.JACOBIAN.format(name)) for name in model.layout_names]
+    drawn = _guide_trace(model, guide, params, values)
+    densities = [sites.log_prob(site) for site in drawn.values() if site["type"] == "sample"]
+    factors = [sites.log_prob(site) for site in jacobians if site is not None]
+    return sum((jnp.sum(x) for x in (*densities, *factors)), start=jnp.zeros(()))
+
+
+def _guide_trace(
+    model: Any, guide: Callable[..., Any], params: dict[str, Any], values: dict[str, Array]
+) -> sites.Trace:
+    whole = sites.WholePlates(guide, model.rows)
+    placed = handlers.substitute(whole, data={**params, **values})
+    seeded = handlers.seed(placed, jax.random.key(0))
+    return handlers.trace(seeded).get_trace(*model.args, **model.kwargs)
