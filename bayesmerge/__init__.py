@@ -1,5 +1,8 @@
 """Merging models is multiplying posteriors: p_α(θ) ∝ p_0(θ)^γ Π_t q_t(θ)^{α_t}."""
 
+from typing import Any
+
+from bayesmerge.diagnostics import diagnose
 from bayesmerge.families import (
     Beta,
     DiagonalGaussian,
@@ -26,6 +29,7 @@ from bayesmerge.merging import merge, remove
 from bayesmerge.mismatch import mismatch
 from bayesmerge.mixtures import Mixture, Product
 from bayesmerge.preview import joint_training, preview
+from bayesmerge.refinement import refine
 from bayesmerge.removal import leave_out
 from bayesmerge.result import Preview
 from bayesmerge.schemes import (
@@ -52,6 +56,7 @@ __all__ = [
     "Target",
     "average",
     "curvature",
+    "diagnose",
     "expand",
     "find_mode",
     "fisher_average",
@@ -66,9 +71,19 @@ __all__ = [
     "mismatch",
     "mixture_von",
     "preview",
+    "refine",
     "remove",
     "simplex_grid",
     "task_arithmetic",
     "task_removal",
     "von",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`bayesmerge.numpyro`, imported where it is used: NumPyro is optional."""
+    if name == "numpyro":
+        import importlib
+
+        return importlib.import_module("bayesmerge.numpyro")
+    raise AttributeError(f"module 'bayesmerge' has no attribute '{name}'")

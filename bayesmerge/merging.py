@@ -3,8 +3,6 @@
 `merge` is that line, and `remove` undoes a part of it.
 """
 
-import functools
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -18,7 +16,7 @@ from bayesmerge.families.checks import is_concrete
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.fit.abstract_target import AbstractTarget
-from bayesmerge.fit.tilted import tilt
+from bayesmerge.fit.tilted import product, tilt
 from bayesmerge.mixtures.product import Product
 from bayesmerge.tasks import as_weights, named
 
@@ -130,11 +128,8 @@ def _weighted_product(qs: list[Any], alpha: Array, prior: Any) -> Any:
 
 
 def _product(qs: list[Any], alpha: Float[Array, " T"], prior: Any) -> Any:
-    factors = [q ** alpha[t] for t, q in enumerate(qs)]
-    if prior is not None:
-        gamma = 1 - jnp.sum(alpha)
-        factors = [prior**gamma, *factors]
-    return functools.reduce(operator.mul, factors)
+    merged = product(qs, alpha)
+    return merged if prior is None else prior ** (1 - jnp.sum(alpha)) * merged
 
 
 def _lazy_product(qs: list[Any], alpha: Array, prior: Any) -> Product:

@@ -15,10 +15,11 @@ FLOORS = (
     ("families",),
     ("mixtures",),
     ("tasks",),
+    ("numpyro",),
     ("fit",),
     ("merging", "removal", "grid", "plots"),
-    ("schemes", "mismatch", "influence", "result"),
-    ("preview",),
+    ("schemes", "mismatch", "influence", "result", "refinement"),
+    ("preview", "diagnostics"),
     ("demo",),
     ("cli",),
 )

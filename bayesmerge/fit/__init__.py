@@ -13,6 +13,7 @@ from bayesmerge.fit.mixture_von import Components, MixtureVON, mixture_von
 from bayesmerge.fit.natural_gradient import NaturalGradient, natural_gradient_vi
 from bayesmerge.fit.optimise import Mode, find_mode
 from bayesmerge.fit.run import DivergenceError, Run, State, run
+from bayesmerge.fit.shards import fit_shards
 from bayesmerge.fit.target import JointTarget, Target
 from bayesmerge.fit.tilted import Tilted, likelihood_factor
 from bayesmerge.fit.train import Training, adamw_sg
@@ -41,6 +42,7 @@ __all__ = [
     "elbo",
     "expand",
     "find_mode",
+    "fit_shards",
     "ivon",
     "ivon_noise",
     "ivon_optimiser",

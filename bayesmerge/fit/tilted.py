@@ -1,12 +1,14 @@
 """Gaussian likelihood factors under a prior that is no Gaussian: p(θ) ∝ G(θ) e^{−R_0(θ)}."""
 
+import functools
+import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from bayesmerge.families.base import AbstractExponentialFamily, AbstractPosterior
+from bayesmerge.families.base import AbstractPosterior
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
 from bayesmerge.fit.abstract_target import AbstractTarget
@@ -133,16 +135,14 @@ def tilt(posteriors: list[Any], alpha: Float[Array, "..."], prior: AbstractTarge
     γ + Σα_t = 1 times p_0."""
     factors = [likelihood_factor(q, prior) for q in posteriors]
     sites = [q / factor for q, factor in zip(posteriors, factors, strict=True)]
-    site = _product(sites, jnp.full(len(sites), 1 / len(sites)))
+    site = product(sites, jnp.full(len(sites), 1 / len(sites)))
     if alpha.ndim == 2:
-        factor = jax.vmap(lambda a: _product(factors, a))(alpha)
+        factor = jax.vmap(lambda a: product(factors, a))(alpha)
     else:
-        factor = _product(factors, alpha)
+        factor = product(factors, alpha)
     return Tilted(factor, prior, factor * site)
 
 
-def _product(factors: list[Any], alpha: Float[Array, " T"]) -> Any:
-    product: AbstractExponentialFamily = factors[0] ** alpha[0]
-    for t, factor in enumerate(factors[1:], 1):
-        product = product * factor ** alpha[t]
-    return product
+def product(factors: list[Any], alpha: Float[Array, " T"]) -> Any:
+    """Π_t factor_t^{α_t}."""
+    return functools.reduce(operator.mul, [f ** alpha[t] for t, f in enumerate(factors)])

@@ -58,7 +58,7 @@ def _of_flat(model: Any, guide: Any, params: dict[str, Any]) -> Any:
         mean, precision = flat.loc, flat.scale**-2.0
         return DiagonalGaussian.from_mean_precision(layout.unravel(mean), layout.unravel(precision))
     if isinstance(flat, dist.LowRankMultivariateNormal):
-        precision, positive = _low_rank_precision(flat.cov_factor, flat.cov_diag), True
+        precision, positive = _low_rank_precision(flat.cov_factor, flat.cov_diag), jnp.array(True)
     else:
         precision = flat.precision_matrix
         positive = jnp.all(jnp.diagonal(flat.scale_tril) > 0)

@@ -329,7 +329,7 @@ def _readable_structure() -> Iterator[None]:
     ) as error:
         raise ValueError(
             "the model looks at values while it runs (`if`, `int()`, `np.unique`, a number of "
-            "groups taken from the data), so that its structure would depend on them, and it cannot be "
-            "compiled with data for arguments. Pass such numbers as arguments of their own, Python "
-            "integers, which are fixed; for values that are drawn use `jnp.where`."
+            "groups taken from the data), so that its structure would depend on them, and it "
+            "cannot be compiled with data for arguments. Pass such numbers as arguments of their "
+            "own, Python integers, which are fixed; for values that are drawn use `jnp.where`."
         ) from error
