@@ -107,7 +107,7 @@ class Diagnosis:
 
     - `merged`: the Gaussian that was looked at.
     - `refined`: the `Difference` to the merge after one refinement, an estimate of that to the
-      Laplace posterior of all data.
+      Laplace posterior of all data; `None` where that has no maximum.
     - `overlap`: the `Overlap` of the tasks, `None` for a single one.
     - `reweighted`: `Reweighted` to the exact posterior, `None` without a key.
     - `reference`: the `Difference` to a posterior of all data, where one was given.
@@ -115,20 +115,18 @@ class Diagnosis:
     """
 
     merged: AbstractGaussian
-    refined: Difference
+    refined: Difference | None
     overlap: Overlap | None
     reweighted: Reweighted | None
     reference: Difference | None
     concerns: tuple[str, ...]
 
     def __str__(self) -> str:
-        names, shifts = _entries(self.refined.shift)
-        columns = {
-            "mode": _entries(self.merged.mode())[1],
-            "sd": np.sqrt(_entries(self.merged.variance())[1]),
-            "shift/sd": shifts,
-            "sd ratio": _entries(self.refined.spread)[1],
-        }
+        names, mode = _entries(self.merged.mode())
+        columns = {"mode": mode, "sd": np.sqrt(_entries(self.merged.variance())[1])}
+        if self.refined is not None:
+            columns["shift/sd"] = _entries(self.refined.shift)[1]
+            columns["sd ratio"] = _entries(self.refined.spread)[1]
         if self.overlap is not None:
             surprises = np.stack([_entries(z)[1] for z in self.overlap.surprise.values()])
             columns["most |z|"] = np.max(np.abs(surprises), axis=0)
@@ -188,9 +186,9 @@ def diagnose(
     >>> found = bm.diagnose(tasks, {n: bm.laplace(t) for n, t in tasks.items()}, [1.0, 1.0])
     >>> print(found)
                  mode          sd    shift/sd    sd ratio    most |z|
-    theta           1       0.577           0           1        1.22
-    task a: log Bayes factor of sharing 0.0605, p = 1
-    task b: log Bayes factor of sharing 0.0605, p = 0.22
+    theta        1.67       0.577           0           1        2.86
+    task a: log Bayes factor of sharing 0.0605, p = 0.41
+    task b: log Bayes factor of sharing 0.0605, p = 0.0043
 
     ```
 
@@ -203,18 +201,16 @@ def diagnose(
     joint = JointTarget(losses, alpha)
     prior = joint.prior if prior is None else prior
     merged = gaussian_of(merge(qs, alpha, prior))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        refined = gaussian_of(refine(losses, merged, alpha, prior, curvature=curvature))
+    refined, trouble = _refined(losses, merged, alpha, prior, curvature)
     found = Diagnosis(
         merged,
-        difference(merged, refined),
+        None if refined is None else difference(merged, refined),
         overlap(qs, alpha, prior) if len(names) > 1 else None,
         None if key is None else reweighted(merged, joint, prior, key, num_samples),
         None if reference is None else difference(merged, reference),
-        (),
+        trouble,
     )
-    found = dataclasses.replace(found, concerns=_concerns(found))
+    found = dataclasses.replace(found, concerns=(*trouble, *_concerns(found)))
     if found.concerns:
         warnings.warn("\n".join(found.concerns), MergeWarning, stacklevel=2)
     return found
@@ -381,9 +377,21 @@ def _standardised(change: Array, before: Array, after: Array) -> Array:
     return jnp.where(told, change / jnp.sqrt(jnp.where(told, before - after, 1.0)), 0.0)
 
 
+def _refined(
+    losses: Any, merged: Any, alpha: Any, prior: Any, curvature: Kind | None
+) -> tuple[Any, tuple[str, ...]]:
+    """The merge after one refinement, or why there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return gaussian_of(refine(losses, merged, alpha, prior, curvature=curvature)), ()
+        except ValueError as error:
+            return None, (f"it could not be refined: {error}",)
+
+
 def _concerns(found: Diagnosis) -> tuple[str, ...]:
     concerns = []
-    name, shift = found.refined.largest
+    name, shift = ("", 0.0) if found.refined is None else found.refined.largest
     if abs(shift) > MUCH:
         concerns.append(
             f"one refinement moves {name} by {-shift:.2g} posterior standard deviations: the "

@@ -9,11 +9,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import AbstractPosterior
+from bayesmerge.families.checks import all_finite, require
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.expand import expand
 from bayesmerge.fit.optimise import find_mode
+
+NO_START = (
+    "the Gaussian factors and the prior have no maximum together near the tasks' modes: the "
+    "shards' likelihoods are not concave there. Look for the joint mode with "
+    "`find_mode(JointTarget(targets, weights))` and expand there with `refine`, or choose other "
+    "coordinates (centred or not) of the model."
+)
 
 
 class Tilted(AbstractPosterior):
@@ -67,6 +75,7 @@ class Tilted(AbstractPosterior):
                 self.factor, self.near
             )
         start = self.near.solve(self.near.linear) if start is None else start
+        start = require(start, all_finite(start), NO_START)
         return find_mode(self.prior, self.factor, start=start, method="newton").params
 
     def laplace(self, params: PyTree | None = None) -> Any:

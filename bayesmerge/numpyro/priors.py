@@ -85,8 +85,8 @@ def replace_prior(model: Callable[..., Any], posterior: AbstractGaussian) -> Cal
     ...     numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
     >>> q = bm.laplace(bm.Target.from_numpyro(model, jnp.array([3.0])))
     >>> again = bm.Target.from_numpyro(replace_prior(model, q), jnp.array([6.0]))
-    >>> bm.laplace(again).mode()  # as from both data at once
-    {'mean': Array(3., dtype=float32)}
+    >>> bm.laplace(again).mode()["mean"].round(3)  # as from both data at once
+    Array(3., dtype=float32)
 
     ```
     """
@@ -138,8 +138,8 @@ def with_factor(
     ...     numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
     >>> factor = bm.laplace(bm.Target.from_numpyro(model, jnp.array([3.0])), include_prior=False)
     >>> both = bm.Target.from_numpyro(with_factor(model, factor), jnp.array([6.0]))
-    >>> bm.laplace(both).mode()
-    {'mean': Array(3., dtype=float32)}
+    >>> bm.laplace(both).mode()["mean"].round(3)
+    Array(3., dtype=float32)
 
     ```
     """
