@@ -1,13 +1,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types docs ledger tutorials benchmarks lock clean
+.PHONY: demo test test-oldest test-newest lint types docs ledger tutorials benchmarks lock clean
 
 demo: .venv/demo.stamp
 	$(BIN)/bayesmerge demo
 
 test: lint types docs
 	$(BIN)/pytest -n auto --dist loadgroup
+
+# The suite on the oldest releases that pyproject admits, or on the newest: needs uv, and for the
+# newest JAX a PYTHON of its own choice, e.g. `make test-newest PYTHON=python3.13 TESTS=tests/test_numpyro.py`.
+test-oldest: RESOLUTION := lowest-direct
+test-newest: RESOLUTION := highest
+test-oldest test-newest:
+	uv venv --quiet --clear --python $(PYTHON) .venv-$@
+	uv pip install --quiet --python .venv-$@ --resolution $(RESOLUTION) --group dev \
+		--editable ".[demo,numpyro]"
+	.venv-$@/bin/pytest -n auto --dist loadgroup $(TESTS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check
@@ -28,12 +38,12 @@ tutorials: .venv/dev.stamp
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --extra demo --generate-hashes \
 		--no-header pyproject.toml -o requirements/demo.lock
-	uv pip compile --quiet --universal --python-version 3.11 --extra demo --group dev \
+	uv pip compile --quiet --universal --python-version 3.11 --extra demo --extra numpyro --group dev \
 		--generate-hashes --no-header pyproject.toml -o requirements/dev.lock \
 		--constraints requirements/demo.lock
 
 clean:
-	rm -rf .venv docs/_build
+	rm -rf .venv .venv-test-* docs/_build
 
 .venv/%.stamp: requirements/%.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

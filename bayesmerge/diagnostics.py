@@ -32,6 +32,9 @@ UNRELIABLE = 0.7
 """Pareto's k from which importance weights have too heavy a tail (Vehtari et al. 2024)."""
 SURPRISING = 0.001
 """The probability of a conflict as large, were there none, below which it is worth a warning."""
+EQUAL = 1e-8
+"""A range of log weights within which they have no tail."""
+
 DIRECTIONS = 1e-6
 """Shares of variance that a task takes away, below which it says nothing of a direction."""
 
@@ -83,8 +86,8 @@ class Overlap(eqx.Module):
 class Reweighted(eqx.Module):
     r"""Draws θ_s ~ q with importance weights w_s ∝ p(θ_s)/q(θ_s).
 
-    - `k`: Pareto's k of the weights' tail. Below 0.7 the weights are reliable, and q not far from
-      p.
+    - `k`: Pareto's k of the weights' tail, −∞ where all are equal. Below 0.7 the weights are
+      reliable, and q not far from p.
     - `effective_samples`: 1 / Σ w_s², of smoothed weights.
     - `draws`: θ_s, with a leading axis.
     - `log_weights`: log w_s, smoothed and normalised.
@@ -308,7 +311,10 @@ def reweighted(
     prior = target.prior if prior is None else prior
     draws = posterior.sample(jax.random.key(0) if key is None else key, (num_samples,))
     ratios = np.asarray(_log_ratios(posterior, target, prior, draws), float)
-    log_weights, k = array_stats.psislw(ratios - ratios.max())
+    if np.ptp(ratios) < EQUAL:
+        log_weights, k = np.zeros(num_samples), -np.inf
+    else:
+        log_weights, k = array_stats.psislw(-ratios)
     log_weights = np.asarray(log_weights) - np.logaddexp.reduce(log_weights)
     return Reweighted(float(k), float(1 / np.sum(np.exp(2 * log_weights))), draws, log_weights)
 

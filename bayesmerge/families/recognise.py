@@ -58,11 +58,11 @@ def gaussian_of(log_density: LogDensity, layout: Layout) -> Any:
 def _at_zero(
     log_density: LogDensity, layout: Layout
 ) -> tuple[Float[Array, " P"], Float[Array, "2 P"]]:
-    """η, and s ∘ Λs for two random vectors s of signs: twice the diagonal, where Λ is diagonal."""
+    """η, and Λv / v for two random vectors v: twice the diagonal, where Λ is diagonal."""
     zero = jnp.zeros(layout.size, jnp.result_type(*layout.dtypes))
     linear, push = jax.linearize(_score(log_density, layout), zero)
-    signs = jax.random.rademacher(jax.random.key(0), (2, layout.size), zero.dtype)
-    return linear, -signs * jax.vmap(push)(signs)
+    probes = jax.random.uniform(jax.random.key(0), (2, layout.size), zero.dtype, 0.5, 1.5)
+    return linear, -jax.vmap(push)(probes) / probes
 
 
 @eqx.filter_jit

@@ -133,7 +133,7 @@ class Target(AbstractTarget):
         return batch_size(self.data)
 
     @classmethod
-    def from_numpyro(cls, model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelTarget:
+    def from_numpyro(cls, model: Any, *args: Any, **kwargs: Any) -> ModelTarget:
         r"""The likelihood of a NumPyro model as a loss, $\ell(\theta) = -\log p(y \mid \theta)$,
         and its prior p_0 apart from it, both in unconstrained coordinates θ.
 

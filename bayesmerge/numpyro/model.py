@@ -61,7 +61,7 @@ class Model(eqx.Module):
     sites: Sites = eqx.field(static=True)
     layout: Layout = eqx.field(static=True)
 
-    def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any):
+    def __init__(self, function: Any, *args: Any, **kwargs: Any):
         if not callable(function):
             raise TypeError(
                 f"model is a {type(function).__name__}, and it must be a function with NumPyro's "
@@ -176,7 +176,7 @@ class Model(eqx.Module):
 
         ```
         """
-        return guide_posterior(self, guide, dict(params))
+        return guide_posterior(self, guide, jax.tree.map(jnp.asarray, dict(params)))
 
     def draws(
         self,

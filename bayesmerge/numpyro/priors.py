@@ -2,16 +2,17 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro import handlers
-from numpyro.distributions import biject_to
+from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import ReshapeTransform
 from numpyro.primitives import Messenger
 
@@ -67,8 +68,8 @@ def replace_prior(model: Callable[..., Any], posterior: AbstractGaussian) -> Cal
     r"""The model with a posterior for its prior, site by site and jointly.
 
     The sites that q is over keep their names and supports, and are drawn one given those before it,
-    $q(\theta) = \prod_s q(\theta_s \mid \theta_1 \dots \theta_{s-1})$, each a stock normal
-    distribution seen through the site's transform. Other sites keep their priors.
+    $q(\theta) = \prod_s q(\theta_s \mid \theta_1 \dots \theta_{s-1})$, each a normal distribution
+    seen through the site's transform. Other sites keep their priors, and plates stay.
 
     - `model`: a NumPyro model; its latent sites include those of q.
     - `posterior`: q, a Gaussian over a dictionary of unconstrained sites, proper.
@@ -177,11 +178,13 @@ class _Chain:
         self._known: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def given(self, name: str, before: dict[str, Array]) -> tuple[Array, Array]:
-        """The mean of site `name` given the sites `before`, flat, and its Cholesky factor."""
+        """The mean of site `name` given the sites `before`, and its flat Cholesky factor."""
         gain, factor = self._regression((*before, name))
         away = [jnp.ravel(z - self.means[other]) for other, z in before.items()]
-        mean = jnp.ravel(self.means[name])
-        return mean + (gain @ jnp.concatenate(away) if away else 0.0), jnp.asarray(factor)
+        mean = self.means[name]
+        if away:
+            mean = mean + (gain @ jnp.concatenate(away)).reshape(mean.shape)
+        return mean, jnp.asarray(factor)
 
     def _regression(self, order: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
         if order not in self._known:
@@ -192,6 +195,28 @@ class _Chain:
             rest = S[np.ix_(mine, mine)] - gain @ S[np.ix_(others, mine)]
             self._known[order] = gain, np.linalg.cholesky(0.5 * (rest + rest.T))
         return self._known[order]
+
+
+class _Correlated(dist.Distribution):
+    """N(μ, LLᵀ) over an array of correlated entries, for plates a batch: entry i of `log_prob` is
+    log q(z_i | z_1 … z_{i−1})."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real
+
+    def __init__(self, mean: Array, factor: Array):
+        self.mean_, self.factor = mean, factor
+        super().__init__(batch_shape=mean.shape)
+
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
+        noise = jax.random.normal(key, (*sample_shape, self.mean_.size), self.mean_.dtype)
+        return self.mean_ + (noise @ self.factor.T).reshape(*sample_shape, *self.mean_.shape)
+
+    def log_prob(self, value: Array) -> Array:
+        away = (value - self.mean_).reshape(-1, self.mean_.size)
+        noise = solve_triangular(self.factor, away.T, lower=True).T
+        heights = dist.Normal(0.0, 1.0).log_prob(noise) - jnp.log(jnp.diag(self.factor))
+        return heights.reshape(jnp.shape(value))
 
 
 class _Drawn(Messenger):
@@ -218,15 +243,11 @@ class _Drawn(Messenger):
                 "in the posterior."
             )
         if chain.covariance is None:
-            base = dist.Normal(chain.means[name], chain.sds[name])
-            base = base.to_event(transform.domain.event_dim)
-            msg["fn"] = dist.TransformedDistribution(base, transform)
+            base: Any = dist.Normal(chain.means[name], chain.sds[name])
         else:
-            mean, factor = chain.given(name, self.seen)
-            base = dist.MultivariateNormal(mean, scale_tril=factor)
-            steps = [ReshapeTransform(shape, (mean.size,)), transform]
-            msg["fn"] = dist.TransformedDistribution(base, steps)
-            msg["cond_indep_stack"], msg["scale"] = [], None
+            base = _Correlated(*chain.given(name, self.seen))
+        base = base.to_event(transform.domain.event_dim)
+        msg["fn"] = dist.TransformedDistribution(base, transform)
 
     def postprocess_message(self, msg: Any) -> None:
         if msg["type"] == "sample" and not msg["is_observed"] and msg["name"] in self.chain.means:

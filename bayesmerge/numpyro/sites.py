@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpyro
 from jaxtyping import Array
 from numpyro import handlers
-from numpyro.distributions import biject_to, constraints
+from numpyro.distributions import ImproperUniform, biject_to, constraints
 from numpyro.primitives import Messenger
 
 Trace: TypeAlias = dict[str, dict[str, Any]]
@@ -83,13 +83,16 @@ def unconstrain(site: dict[str, Any]) -> Array:
 
 
 class WholePlates(Messenger):
-    """Plates that subsample read all their rows, or those of `rows`."""
+    """Plates that subsample read all their rows, or those of `rows`; improper priors are refused
+    before anything is drawn from them."""
 
     def __init__(self, fn: Callable[..., Any], rows: dict[str, Array]):
         super().__init__(fn)
         self.rows = rows
 
     def process_message(self, msg: Any) -> None:
+        if msg["type"] == "sample" and not msg["is_observed"]:
+            _require_proper(msg["name"], msg["fn"])
         if msg["type"] == "plate" and msg["value"] is None:
             size = msg["args"][0]
             rows = self.rows.get(msg["name"], jnp.arange(size))
@@ -164,7 +167,10 @@ def _require_mergeable(name: str, site: dict[str, Any]) -> None:
             "`numpyro.contrib.funsor.config_enumerate` and wrap that log-density in a "
             "`bm.Target`."
         )
-    if type(_base(fn)).__name__ == "ImproperUniform":
+
+
+def _require_proper(name: str, fn: Any) -> None:
+    if isinstance(_base(fn), ImproperUniform):
         raise ValueError(
             f"site '{name}' has an improper prior (ImproperUniform), which cannot be multiplied "
             "and divided as p_0 is here. Give it a proper one, wide where little is known: "
