@@ -27,19 +27,20 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
-from numpyro.infer import MCMC, NUTS
 from statsmodels.datasets import grunfeld
 
 import bayesmerge as bm
 from bayesmerge.diagnostics import MergeWarning, difference, overlap, reweighted
 from bayesmerge.fit import fit_shards, likelihood_factor
-from bayesmerge.numpyro import replace_prior, with_factor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import arviz as az
+    import numpyro
+    import numpyro.distributions as dist
+    from numpyro.infer import MCMC, NUTS
+
+    from bayesmerge.numpyro import replace_prior, with_factor
 
 jax.config.update("jax_enable_x64", True)
 plt.style.use("bayesmerge.mplstyle")

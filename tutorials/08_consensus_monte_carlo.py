@@ -28,15 +28,19 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
-from numpyro.infer import MCMC, NUTS
 from sklearn.datasets import load_breast_cancer
 
 import bayesmerge as bm
 from bayesmerge.diagnostics import difference, gaussian_of, reweighted
 from bayesmerge.fit import fit_shards, kernel_density, likelihood_factor, moment_matched
-from bayesmerge.numpyro import with_factor
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import numpyro
+    import numpyro.distributions as dist
+    from numpyro.infer import MCMC, NUTS
+
+    from bayesmerge.numpyro import with_factor
 
 jax.config.update("jax_enable_x64", True)
 plt.style.use("bayesmerge.mplstyle")
