@@ -129,7 +129,8 @@ class Model(eqx.Module):
         }
 
     def unconstrain(self, values: Mapping[str, Any]) -> PyTree:
-        r"""Draws by site, in their supports, as draws of θ.
+        r"""Draws by site, in their supports, as draws of θ. Any shard of a model does for draws of
+        any other, where supports do not depend on data.
 
         - `values`: arrays with any leading axes of draws, such as `mcmc.get_samples()`; sites that
           are not latent (deterministic ones) are passed over.

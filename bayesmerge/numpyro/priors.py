@@ -17,6 +17,7 @@ from numpyro.distributions.transforms import ReshapeTransform
 from numpyro.primitives import Messenger
 
 from bayesmerge.families.beta import Beta
+from bayesmerge.families.checks import is_concrete
 from bayesmerge.families.dirichlet import Dirichlet
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gamma import Gamma
@@ -119,8 +120,9 @@ def with_factor(
 ) -> Callable[..., Any]:
     r"""The model with what other shards have learnt, $p_0(\theta)\,G(\theta)\,p(y \mid \theta)$.
 
-    Its prior stays as it is, G multiplies it as a `numpyro.factor`. So NUTS on it, with data or
-    with none observed, draws from the merged posterior with its exact prior.
+    Its prior stays as it is, G multiplies it as a `numpyro.factor`. So NUTS on it draws from the
+    merged posterior with its exact prior. Where there are no data left, write the prior's sites as
+    a function of their own, which the model calls, and pass that: a site without `obs` is drawn.
 
     - `model`: a NumPyro model.
     - `factor`: G, over the model's latent sites: `merge(…).factor` where the prior is exact, or a
@@ -144,7 +146,7 @@ def with_factor(
 
     ```
     """
-    proper = bool(factor.is_proper())
+    proper = is_concrete(factor) and bool(factor.is_proper())
     mean = factor.mode() if proper else None
 
     @functools.wraps(model)
