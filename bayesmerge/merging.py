@@ -76,7 +76,7 @@ def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
     for q in qs[1:]:
         qs[0].layout.require_same(q.layout, "the posteriors to merge")
     if isinstance(prior, AbstractTarget):
-        prior.check(qs[0].mode())
+        prior.check(qs[0].layout.unravel(jnp.zeros(qs[0].layout.size)))
         return tilt(qs, alpha, prior)
     if prior is not None:
         prior.layout.require_same(qs[0].layout, "prior and posteriors")

@@ -119,6 +119,11 @@ def mismatch(
 
     Source: GM equations 4, 8 and 9; GMA equations 1 and 2.
     """
+    if isinstance(prior, AbstractTarget):
+        raise TypeError(
+            "prior is a target, and the error of a merge is divided among tasks for Gaussian "
+            "priors. `diagnose` and `refine` take any."
+        )
     names, qs = named(posteriors, "posteriors")
     factors = [_as_posterior(q, prior, name) for name, q in zip(names, qs, strict=True)]
     alpha = as_weights(weights, names)

@@ -31,9 +31,7 @@ def nuts(example: Example, target: Any, draws: int) -> dict[str, Any]:
     chains = {"num_chains": 4, "chain_method": "vectorized", "progress_bar": False}
     mcmc = MCMC(kernel, num_warmup=draws, num_samples=draws, **chains)
     mcmc.run(jax.random.key(0), *example.whole(), extra_fields=("diverging",))
-    samples = {
-        name: x for name, x in mcmc.get_samples().items() if name in target.model.layout_names
-    }
+    samples = {name: x for name, x in mcmc.get_samples().items() if name in target.model.site_names}
     return {
         "theta": target.model.unconstrain(samples),
         "diverging": int(mcmc.get_extra_fields()["diverging"].sum()),

@@ -52,7 +52,7 @@ def _of_flat(model: Any, guide: Any, params: dict[str, Any]) -> Any:
     if flat.mean.shape != (layout.size,):
         raise ValueError(
             f"the guide has {flat.mean.size} unconstrained parameters and the model {layout.size} "
-            f"({list(model.layout_names)}): the guide is of another model."
+            f"({list(model.site_names)}): the guide is of another model."
         )
     if isinstance(flat, dist.Normal):
         mean, precision = flat.loc, flat.scale**-2.0
@@ -81,7 +81,7 @@ def _of_sites(model: Any, guide: Callable[..., Any], params: dict[str, Any]) -> 
     """A guide with a site for every latent site of the model."""
     trace = _guide_trace(model, guide, params, {})
     named = {name for name, site in trace.items() if sites.is_latent(site)}
-    missing, extra = set(model.layout_names) - named, named - set(model.layout_names)
+    missing, extra = set(model.site_names) - named, named - set(model.site_names)
     if missing or extra:
         raise ValueError(
             f"the guide and the model must have the same latent sites: the guide lacks "
@@ -89,7 +89,7 @@ def _of_sites(model: Any, guide: Callable[..., Any], params: dict[str, Any]) -> 
         )
     found = gaussian_of(eqx.Partial(_log_density, model, guide, params), model.layout)
     if found is None:
-        kinds = {name: type(trace[name]["fn"]).__name__ for name in model.layout_names}
+        kinds = {name: type(trace[name]["fn"]).__name__ for name in model.site_names}
         raise TypeError(
             f"the guide, with sites {kinds}, is not Gaussian in the model's unconstrained "
             f"coordinates (Normal for real sites, LogNormal for positive ones): {DRAWS_REMEDY}."
@@ -102,8 +102,8 @@ def _log_density(
 ) -> Float[Array, ""]:
     """log q(θ), the guide's density of the constrained values with the model's Jacobians."""
     trace = model.trace(theta)
-    values = {name: trace[name]["value"] for name in model.layout_names}
-    jacobians = [trace.get(sites.JACOBIAN.format(name)) for name in model.layout_names]
+    values = {name: trace[name]["value"] for name in model.site_names}
+    jacobians = [trace.get(sites.JACOBIAN.format(name)) for name in model.site_names]
     drawn = _guide_trace(model, guide, params, values)
     densities = [sites.log_prob(site) for site in drawn.values() if site["type"] == "sample"]
     factors = [sites.log_prob(site) for site in jacobians if site is not None]

@@ -139,13 +139,13 @@ class Model(eqx.Module):
 
         **Raises** `ValueError` for missing sites, and values outside of their supports.
         """
-        missing = [name for name in self.layout_names if name not in values]
+        missing = [name for name in self.site_names if name not in values]
         if missing:
             raise ValueError(
                 f"values lack the latent sites {missing}; they have {sorted(values)}, and the "
-                f"model has {list(self.layout_names)}."
+                f"model has {list(self.site_names)}."
             )
-        latent = {name: jnp.asarray(values[name]) for name in self.layout_names}
+        latent = {name: jnp.asarray(values[name]) for name in self.site_names}
         theta = _unconstrained(self, latent)
         return require_finite(theta, "the values in unconstrained coordinates")
 
@@ -233,7 +233,7 @@ class Model(eqx.Module):
         return to_numpyro(posterior, self)
 
     @property
-    def layout_names(self) -> tuple[str, ...]:
+    def site_names(self) -> tuple[str, ...]:
         """The names of the latent sites, in the order of θ."""
         return tuple(sorted(self.sites.latent))
 
@@ -280,7 +280,7 @@ def _log_joint(model: Model, theta: PyTree, seed: PRNGKeyArray) -> Float[Array, 
 def _prior_median(model: Model) -> PyTree:
     def draw(key: PRNGKeyArray) -> PyTree:
         trace = model._run(seed=key)
-        return {name: sites.unconstrain(trace[name]) for name in model.layout_names}
+        return {name: sites.unconstrain(trace[name]) for name in model.site_names}
 
     draws = jax.vmap(draw)(jax.random.split(jax.random.key(0), PRIOR_DRAWS))
     return jax.tree.map(
@@ -295,12 +295,12 @@ def _dtypes(layout: Layout) -> PyTree:
 @eqx.filter_jit
 def _unconstrained(model: Model, values: dict[str, Array]) -> PyTree:
     trace = model._run(seed=jax.random.key(0))
-    name = model.layout_names[0]
+    name = model.site_names[0]
     extra = values[name].ndim - jnp.ndim(trace[name]["value"])
 
     def one(values: dict[str, Array]) -> PyTree:
         at = model._run(values=values)
-        return {name: sites.unconstrain(at[name]) for name in model.layout_names}
+        return {name: sites.unconstrain(at[name]) for name in model.site_names}
 
     for _ in range(extra):
         one = jax.vmap(one)

@@ -24,7 +24,7 @@ def draws_by_site(
     values = _constrained(model, posterior.sample(key, (num_samples,)))
     if deterministic:
         return values
-    return {name: values[name] for name in model.layout_names}
+    return {name: values[name] for name in model.site_names}
 
 
 @eqx.filter_jit
@@ -64,7 +64,7 @@ def arviz_data(
     trace = model.trace(jax.tree.map(lambda x: x[0], theta))
     likely = _log_likelihoods(model, theta)
     measured = {name: x for name, x in likely.items() if not _is_factor(trace[name])}
-    predicted = _predicted(model, {n: values[n] for n in model.layout_names}, predict_key)
+    predicted = _predicted(model, {n: values[n] for n in model.site_names}, predict_key)
     named = _Names(trace, dict(coords or {}), dict(dims or {}))
     observed = {name: trace[name]["value"] for name in measured}
     groups = {

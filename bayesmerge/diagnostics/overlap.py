@@ -1,0 +1,126 @@
+"""Whether tasks agree, from the product of their posteriors alone."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from bayesmerge.diagnostics.difference import gaussian_of
+from bayesmerge.diagnostics.reweighting import log_prior
+from bayesmerge.families.full import FullGaussian
+from bayesmerge.families.layout import Layout
+from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.fit.expand import expand
+from bayesmerge.fit.tilted import likelihood_factor
+from bayesmerge.merging import merge
+from bayesmerge.tasks import as_weights, named
+
+DIRECTIONS = 1e-6
+"""Shares of variance that a task takes away, below which it says nothing of a direction."""
+
+
+class Overlap(eqx.Module):
+    r"""How well task posteriors agree, from their product alone.
+
+    - `log_normaliser`: $\log\int p_0^\gamma\prod_t q_t^{\alpha_t}\,d\theta$: the log Bayes factor
+      of one θ for all tasks against a θ of its own for each.
+    - `by_task`: for every task $\log\int q_{-t}(\theta)\,\hat L_t(\theta)^{\alpha_t}d\theta$, the
+      log Bayes factor of sharing θ with the others, q_{−t} their merge and L̂_t = q_t/p_0.
+    - `surprise`: for every task, shaped as θ, $z_i = \Delta_i/\sqrt{S_{-t,ii} - S_{ii}}$, the
+      change Δ of the merged mode when task t comes in, in the standard deviations it would have
+      under agreement. 0 where a task says nothing.
+    - `p_value`: for every task the probability of a change as large under agreement, of
+      χ² = Δᵀ(S_{−t} − S)⁺Δ.
+    """
+
+    log_normaliser: Float[Array, ""]
+    by_task: dict[str, Float[Array, ""]]
+    surprise: dict[str, PyTree]
+    p_value: dict[str, float]
+
+
+def overlap(posteriors: Any, weights: Any, prior: Any = None) -> Overlap:
+    r"""The log-normaliser of a product of posteriors as a measure of conflict, by task and by
+    parameter: no data are read.
+
+    - `posteriors`, `weights`, `prior`: q_t, α and p_0, as in `merge`. Gaussians; at least two.
+
+    **Returns** an `Overlap`.
+
+    **Raises** `ValueError` for a single task, or where the others of some task are improper without
+    it.
+
+    ```python
+    >>> import jax.numpy as jnp, bayesmerge as bm
+    >>> from bayesmerge.diagnostics import overlap
+    >>> q = [bm.IsotropicGaussian.from_mean_precision(jnp.array(m), 1.0) for m in (0.0, 0.5, 6.0)]
+    >>> found = overlap(q, [1.0, 1.0, 1.0])
+    >>> [f"{found.surprise[t]:.2f}" for t in "012"], f"{found.p_value['2']:.0e}"
+    (['-2.65', '-2.04', '4.69'], '3e-06')
+
+    ```
+
+    Source: Cochran (1954) and Marshall & Spiegelhalter (2007).
+    """
+    names, qs = named(posteriors, "posteriors")
+    alpha = as_weights(weights, names)
+    if alpha.ndim != 1:
+        raise ValueError(f"weights have shape {alpha.shape}: overlaps are those of one merge.")
+    if len(names) < 2:
+        raise ValueError("there is one task, and an overlap needs at least two.")
+    merged = gaussian_of(merge(qs, alpha, prior))
+    mode = merged.mode()
+    total, by_task, surprise, p_value = log_prior(prior, mode) - merged.log_prob(mode), {}, {}, {}
+    for name, q, weight in zip(names, qs, alpha, strict=True):
+        factor = likelihood_factor(q, prior) ** weight
+        log_factor = weight.astype(merged.log_prob(mode).dtype) * _log_factor(q, prior, mode)
+        others = merged / factor
+        if not bool(others.is_proper()):
+            raise ValueError(
+                f"without task '{name}' the merged posterior is improper, and there is nothing to "
+                "compare it with. Pass a prior, or more tasks."
+            )
+        total = total + log_factor
+        by_task[name] = log_factor + others.log_prob(mode) - merged.log_prob(mode)
+        surprise[name], p_value[name] = _surprise(others, merged)
+    return Overlap(total, by_task, surprise, p_value)
+
+
+def _log_factor(q: Any, prior: Any, theta: PyTree) -> Float[Array, ""]:
+    """log q(θ)/p̂_0(θ), p̂_0 the prior or what stands for it in q."""
+    if isinstance(prior, AbstractTarget):
+        at = q.mode()
+        site = expand(prior, at)
+        return q.log_prob(theta) + prior.total(at) - site.log_ratio(theta, at)
+    return q.log_prob(theta) - log_prior(prior, theta)
+
+
+def _surprise(others: Any, merged: Any) -> tuple[PyTree, float]:
+    """z_i of every parameter, and the p-value of χ²."""
+    from scipy.stats import chi2
+
+    change = jax.tree.map(jnp.subtract, merged.mode(), others.mode())
+    before, after = others.variance(), merged.variance()
+    z = jax.tree.map(_standardised, change, before, after)
+    if isinstance(others, FullGaussian):
+        layout: Layout = others.layout
+        scale = jnp.sqrt(layout.ravel(before))
+        taken = (jnp.linalg.inv(others.precision) - jnp.linalg.inv(merged.precision)) / jnp.outer(
+            scale, scale
+        )
+        shares, directions = jnp.linalg.eigh(0.5 * (taken + taken.T))
+        along = directions.T @ (layout.ravel(change) / scale)
+        told = shares > DIRECTIONS
+        statistic = jnp.sum(jnp.where(told, along**2 / jnp.where(told, shares, 1.0), 0.0))
+        directions_told = int(jnp.sum(told))
+    else:
+        entries = jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(z)])
+        statistic, directions_told = jnp.sum(entries**2), int(jnp.sum(entries != 0))
+    return z, float(chi2.sf(float(statistic), directions_told)) if directions_told else 1.0
+
+
+def _standardised(change: Array, before: Array, after: Array) -> Array:
+    told = before - after > DIRECTIONS * before
+    return jnp.where(told, change / jnp.sqrt(jnp.where(told, before - after, 1.0)), 0.0)
