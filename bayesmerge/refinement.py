@@ -12,6 +12,7 @@ from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import ConvergenceWarning, require
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.layout import as_arrays
+from bayesmerge.fit.absorb import shared_prior
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Kind, Structure
 from bayesmerge.fit.expand import expand
@@ -91,7 +92,7 @@ def refine(
     for loss in losses:
         require_kinds(loss, prior)
     joint = JointTarget(losses, alpha)
-    prior = joint.prior if prior is None else prior
+    prior = shared_prior(dict(zip(names, losses, strict=True))) if prior is None else prior
     is_exact = isinstance(prior, AbstractTarget)
     theta, _ = as_arrays(merged.mode() if hasattr(merged, "mode") else merged, "merged")
     for _ in range(steps):

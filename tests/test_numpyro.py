@@ -300,6 +300,22 @@ def test_diagonal_posterior_becomes_a_prior():
     np.testing.assert_allclose(again.log_prior(theta), q.log_prob(theta), rtol=1e-12)
 
 
+def scaled(y):
+    with handlers.scale(scale=10.0):
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    numpyro.sample("mean_log_det", dist.Normal(mean, 1.0), obs=y)
+
+
+def test_a_replaced_prior_is_not_scaled_and_names_do_not_matter():
+    q = bm.FullGaussian.from_mean_precision({"mean": jnp.array(0.5)}, 4 * jnp.eye(1))
+    target = bm.Target.from_numpyro(replace_prior(scaled, q), jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(target.prior.precision["mean"], 4.0)
+    total = -stats.norm.logpdf([1.0, 2.0], 0.3).sum()
+    np.testing.assert_allclose(target.total({"mean": jnp.array(0.3)}), total)
+    plain = bm.Target.from_numpyro(scaled, jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(plain.prior.precision["mean"], 10.0)
+
+
 def test_updating_in_turn_is_fitting_at_once():
     example = ZOO["linear, known noise"]
     model, parts = example.model, example.parts()
@@ -626,6 +642,16 @@ def branching(y):
     numpyro.sample("y", dist.Normal(x if x > 0 else -x, 1.0), obs=y)
 
 
+def sphere(y):
+    x = numpyro.sample("x", dist.ProjectedNormal(jnp.ones(3)))
+    numpyro.sample("y", dist.Normal(x.sum(), 1.0), obs=y)
+
+
+def imputed(y):
+    mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(mean, 1.0), obs=y, obs_mask=y > 0)
+
+
 def counting(y):
     effects = numpyro.sample("effects", dist.Normal(0.0, 1.0).expand([int(y.max())]))
     numpyro.sample("y", dist.Normal(effects[0], 1.0), obs=y)
@@ -648,6 +674,8 @@ def simulated(y):
         (erratic, "another structure each time"),
         (branching, "looks at values while it runs"),
         (counting, "looks at values while it runs"),
+        (sphere, "site 'x' has the support"),
+        (imputed, "site 'y_unobserved' is masked"),
         (simulated, "random numbers outside of its sample sites"),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
@@ -680,6 +708,17 @@ def test_other_bad_input():
     names = {"dims": {"beta": ["feature"]}, "coords": {"feature": [1, 2, 3]}}
     with pytest.raises(ValueError, match=r"coords\['feature'\] has 3 entries"):
         model.to_arviz(posterior, jax.random.key(0), **names)
+    with pytest.raises(ValueError, match=r"coords name \['skool'\]"):
+        model.to_arviz(posterior, jax.random.key(0), coords={"skool": [1]})
+    with pytest.raises(TypeError, match="factor is a Tilted"):
+        with_factor(guided, bm.merge([posterior], [1.0], target.prior))
+    other = bm.DiagonalGaussian.from_mean_precision({"p": jnp.ones(2)}, {"p": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"leaf '\['p'\]' has shape \(2,\) and \(\)"):
+        Model(with_factor(flips, other), jnp.array([1]))
+    walk = {"scale": jnp.ones(2), "state": jnp.ones(2)}
+    chain = replace_prior(random_walk, bm.DiagonalGaussian.from_mean_precision(walk, walk))
+    with pytest.raises(ValueError, match="drawn within `scan`"):
+        Model(chain, jnp.ones(2))
     with pytest.raises(ValueError, match="num_samples is 0"):
         model.draws(q, jax.random.key(0), 0)
     with pytest.raises(ValueError, match=r"no latent sites \['beta', 'sigma'\]"):
@@ -695,6 +734,40 @@ def test_shards_with_other_parameters_name_them():
         bm.merge([flipped, other], [1.0, 1.0])
     with pytest.raises(ValueError, match="the model and"):
         bm.merge([other], [1.0], bm.Target.from_numpyro(flips, jnp.array([1, 0])).prior)
+
+
+def data_as_prior(y):
+    mean = numpyro.sample("mean", dist.Normal(jnp.mean(y), 1.0))
+    numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def heavy(y, scale):
+    mean = numpyro.sample("mean", dist.Cauchy(0.0, scale))
+    numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def test_shards_with_other_priors_are_named():
+    one, two = jnp.array([1.0, 2.0]), jnp.array([3.0, 6.0])
+    empirical = {
+        t: bm.Target.from_numpyro(data_as_prior, y) for t, y in {"a": one, "b": two}.items()
+    }
+    exact = {
+        "a": bm.Target.from_numpyro(heavy, one, jnp.array(1.0)),
+        "b": bm.Target.from_numpyro(heavy, two, jnp.array(9.0)),
+    }
+    for shards in (empirical, exact):
+        with pytest.raises(ValueError, match="the targets 'a' and 'b' have different priors"):
+            bm.refine(shards, {"mean": jnp.array(1.0)}, [1.0, 1.0])
+
+
+def test_a_very_wide_prior_in_single_precision():
+    def wide(y):
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1e6))
+        numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    with jax.enable_x64(False):
+        target = bm.Target.from_numpyro(wide, jnp.array([1000.1, 1000.3, 999.8]))
+        np.testing.assert_allclose(bm.laplace(target).mode()["mean"], 1000.0667, rtol=1e-6)
 
 
 def test_guides_that_cannot_be_merged_say_why():
@@ -715,6 +788,8 @@ def test_guides_that_cannot_be_merged_say_why():
 
     with pytest.raises(ValueError, match=r"guide lacks \['sigma'\]"):
         model.from_guide(partial, {})
+    with pytest.raises(ValueError, match=r"params lack \['log'\] of the guide"):
+        model.from_guide(mean_field, {"loc": jnp.zeros(2)})
     wide = autoguide.AutoDiagonalNormal(flips)
     handlers.seed(wide, 0)(jnp.array([1]))
     with pytest.raises(ValueError, match="1 unconstrained parameters and the model 3"):

@@ -11,6 +11,7 @@ from bayesmerge.diagnostics.difference import Difference, difference, entries, g
 from bayesmerge.diagnostics.overlap import Overlap, overlap
 from bayesmerge.diagnostics.reweighting import Reweighted, reweighted
 from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.fit.absorb import shared_prior
 from bayesmerge.fit.curvature import Kind
 from bayesmerge.fit.target import JointTarget
 from bayesmerge.merging import merge
@@ -129,7 +130,7 @@ def diagnose(
     qs = dict(zip(names, matched(posteriors, names, "posteriors"), strict=True))
     alpha = as_weights(weights, names)
     joint = JointTarget(losses, alpha)
-    prior = joint.prior if prior is None else prior
+    prior = shared_prior(dict(zip(names, losses, strict=True))) if prior is None else prior
     merged = gaussian_of(merge(qs, alpha, prior))
     refined, trouble = _refined(losses, merged, alpha, prior, curvature)
     found = Diagnosis(

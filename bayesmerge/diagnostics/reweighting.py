@@ -14,6 +14,10 @@ EQUAL = 1e-8
 """A range of log weights within which they have no tail."""
 
 
+FEWEST = 25
+"""Draws that arviz-stats takes five largest weights from."""
+
+
 class Reweighted(eqx.Module):
     r"""Draws θ_s ~ q with importance weights w_s ∝ p(θ_s)/q(θ_s).
 
@@ -63,6 +67,10 @@ def reweighted(
             "Pareto-smoothed importance weights need arviz-stats: pip install "
             "'bayesmerge[numpyro]'."
         ) from error
+    if num_samples < FEWEST:
+        raise ValueError(
+            f"num_samples is {num_samples}, and a tail is fitted to at least {FEWEST} draws."
+        )
     prior = target.prior if prior is None else prior
     draws = posterior.sample(jax.random.key(0) if key is None else key, (num_samples,))
     ratios = np.asarray(_log_ratios(posterior, target, prior, draws), float)

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from bayesmerge.families.checks import ConvergenceWarning, require, require_finite, tell
+from bayesmerge.families.checks import (
+    ConvergenceWarning,
+    all_finite,
+    require,
+    require_finite,
+    tell,
+)
+from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.absorb import absorb
@@ -104,11 +111,21 @@ def laplace(
         "there is no Laplace approximation there. The Hessian of a trained network often is not: "
         "use curvature='ggn' (with Target.supervised), 'fisher' or 'squared_gradients', which "
         "cannot be indefinite. Otherwise give a prior (directions the data do not determine need "
-        "one), or train further: an indefinite Hessian also means that this is not a minimum."
+        "one, such as the scale of a single observation), a more informative one, or train "
+        "further: an indefinite Hessian also means that this is not a minimum."
     )
 
     def smallest() -> str:
-        return f"The smallest eigenvalue or entry is {posterior.smallest_precision():.6g}."
+        return f"The smallest eigenvalue or entry is {posterior.smallest_precision():.6g}{where()}."
+
+    def where() -> str:
+        if not isinstance(posterior, FullGaussian) or not all_finite(posterior.precision):
+            return ""
+        layout = posterior.layout
+        weakest = jnp.abs(jnp.linalg.eigh(posterior.precision)[1][:, 0])
+        sizes = [jnp.max(x).item() for x in jax.tree.leaves(layout.unravel(weakest))]
+        name = layout.names[sizes.index(max(sizes))] or "theta"
+        return f", in a direction of mostly {name}"
 
     posterior, likelihood = require((posterior, likelihood), proper, message, smallest)
     tell(_warn_if_far, (distance, found.gradient_norm, found.steps))

@@ -36,19 +36,19 @@ class ModelTarget(AbstractTarget):
       NumPyro's distributions and ArviZ data.
     - `part`: `"likelihood"`, or `"prior"` for R_0(θ) = −log p_0(θ).
     - `prior`: p_0, a Gaussian, or the target of its part.
-    - `median`: of draws from p_0, where searches start.
     """
 
     model: Any
     part: Part = eqx.field(static=True)
     prior: Any
-    median: Any
+    start_: Any
 
     def __init__(self, model: Any, part: Part = "likelihood"):
         self.model = model
         self.part = part
-        self.median = model.prior_median()
-        model.require_nothing_hidden(self.median)
+        self.start_ = model.start()
+        if part == "likelihood":
+            model.require_nothing_hidden(self.start_)
         self.prior = None
         if part == "likelihood":
             gaussian = model.gaussian_prior()
@@ -56,8 +56,8 @@ class ModelTarget(AbstractTarget):
 
     @property
     def start(self) -> PyTree:
-        """The median of draws from p_0."""
-        return self.median
+        """That of the model."""
+        return self.start_
 
     @property
     def is_streamed(self) -> bool:
@@ -89,7 +89,7 @@ class ModelTarget(AbstractTarget):
     def first_batch(self) -> tuple[Loss, PyTree]:
         count = self._count
         if self.model.rows:
-            shapes = jax.eval_shape(self.model.log_likelihoods, self.median)
+            shapes = jax.eval_shape(self.model.log_likelihoods, self.start_)
             count = sum(x.size for x in shapes.values())
         return ModelLoss(self.model, self.part), jnp.arange(count)
 

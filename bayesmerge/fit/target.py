@@ -143,6 +143,9 @@ class Target(AbstractTarget):
         - `args`, `kwargs`: the model's. Arrays among them are data, arguments of compiled programs:
           a second target of the same model and shapes costs no compilation. All else is fixed.
 
+        Shards share latent sites by name: sites of a shard's own groups must have a place for every
+        group in all shards (a plate over all groups, indexed by the data's).
+
         **Returns** a target. Its `prior` is a Gaussian where p_0 is one in unconstrained
         coordinates, and otherwise a target whose loss is −log p_0, Jacobians included; `laplace`,
         `von` and `merge` take either. Its `model` converts: draws by site, guides, NumPyro's

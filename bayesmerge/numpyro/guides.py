@@ -41,6 +41,11 @@ def _of_flat(model: Any, guide: Any, params: dict[str, Any]) -> Any:
         flat = guide.get_posterior(params)
     except NotImplementedError:
         flat = None
+    except KeyError as error:
+        raise ValueError(
+            f"params lack {error} of the guide; they have {sorted(params)}: pass "
+            f"`svi_result.params`."
+        ) from None
     flat = getattr(flat, "base_dist", flat) if isinstance(flat, dist.Independent) else flat
     stock = (dist.Normal, dist.MultivariateNormal, dist.LowRankMultivariateNormal)
     if not isinstance(flat, stock):
@@ -80,6 +85,7 @@ def _low_rank_precision(W: Float[Array, "P R"], d: Float[Array, " P"]) -> Float[
 def _of_sites(model: Any, guide: Callable[..., Any], params: dict[str, Any]) -> Any:
     """A guide with a site for every latent site of the model."""
     trace = _guide_trace(model, guide, params, {})
+    _require_params({name for name, site in trace.items() if site["type"] == "param"}, params)
     named = {name for name, site in trace.items() if sites.is_latent(site)}
     missing, extra = set(model.site_names) - named, named - set(model.site_names)
     if missing or extra:
@@ -95,6 +101,15 @@ def _of_sites(model: Any, guide: Callable[..., Any], params: dict[str, Any]) -> 
             f"coordinates (Normal for real sites, LogNormal for positive ones): {DRAWS_REMEDY}."
         )
     return found
+
+
+def _require_params(names: set[str], params: dict[str, Any]) -> None:
+    missing = sorted(names - set(params))
+    if missing:
+        raise ValueError(
+            f"params lack {missing} of the guide, whose initial values would be used; they have "
+            f"{sorted(params)}: pass `svi_result.params`."
+        )
 
 
 def _log_density(

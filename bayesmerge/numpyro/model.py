@@ -100,9 +100,10 @@ class Model(eqx.Module):
         """p_0 where it is a Gaussian in unconstrained coordinates, or `None`."""
         return gaussian_of(self.log_prior, self.layout)
 
-    def prior_median(self) -> PyTree:
-        """The median of 31 draws from p_0, entry by entry: a place to start from."""
-        return _prior_median(self)
+    def start(self) -> PyTree:
+        """A place to look for modes from: the median of 31 draws from p_0, entry by entry, or a
+        point near the origin where that has the higher density (as under a very wide prior)."""
+        return _start(self)
 
     def require_nothing_hidden(self, theta: PyTree) -> None:
         """Nothing, or an error where the density at θ depends on random numbers that are no
@@ -132,7 +133,8 @@ class Model(eqx.Module):
         r"""Draws by site, in their supports, as draws of θ. Any shard of a model does for draws of
         any other, where supports do not depend on data.
 
-        - `values`: arrays with any leading axes of draws, such as `mcmc.get_samples()`; sites that
+        - `values`: arrays with any leading axes of draws, the same for all, such as
+          `mcmc.get_samples()` (its chains concatenated, as `moment_matched` wants them); sites that
           are not latent (deterministic ones) are passed over.
 
         **Returns** θ with the same leading axes, for `bayesmerge.fit.moment_matched`.
@@ -277,19 +279,22 @@ def _log_joint(model: Model, theta: PyTree, seed: PRNGKeyArray) -> Float[Array, 
 
 
 @eqx.filter_jit
-def _prior_median(model: Model) -> PyTree:
+def _start(model: Model) -> PyTree:
     def draw(key: PRNGKeyArray) -> PyTree:
         trace = model._run(seed=key)
         return {name: sites.unconstrain(trace[name]) for name in model.site_names}
 
     draws = jax.vmap(draw)(jax.random.split(jax.random.key(0), PRIOR_DRAWS))
-    return jax.tree.map(
-        lambda x, like: jnp.median(x, axis=0).astype(like), draws, _dtypes(model.layout)
-    )
+    vectors = jax.vmap(model.layout.ravel)(draws)
+    median = jnp.median(vectors, axis=0)
+    origin = jax.random.uniform(jax.random.key(1), median.shape, median.dtype, -0.5, 0.5)
 
+    def height(vector: Array) -> Array:
+        theta = model.layout.unravel(vector)
+        log_p = model.log_prior(theta) + model.log_likelihood(theta)
+        return jnp.where(jnp.isfinite(log_p), log_p, -jnp.inf)
 
-def _dtypes(layout: Layout) -> PyTree:
-    return jax.tree.unflatten(layout.structure, layout.dtypes)
+    return model.layout.unravel(jnp.where(height(origin) > height(median), origin, median))
 
 
 @eqx.filter_jit

@@ -18,13 +18,20 @@ def draws_by_site(
     model: Any, posterior: Any, key: PRNGKeyArray, num_samples: int, deterministic: bool = True
 ) -> dict[str, Array]:
     """What `Model.draws` returns."""
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}, and it must be at least 1.")
-    model.layout.require_same(posterior.layout, "the model and the posterior")
+    _require_draws(model, posterior, num_samples)
     values = _constrained(model, posterior.sample(key, (num_samples,)))
     if deterministic:
         return values
     return {name: values[name] for name in model.site_names}
+
+
+def _require_draws(model: Any, posterior: Any, num_samples: int) -> None:
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}, and it must be at least 1.")
+    model.layout.require_same(posterior.layout, "the model and the posterior")
+    batch_shape = getattr(posterior, "batch_shape", ())
+    if batch_shape:
+        raise ValueError(f"posterior is a batch of shape {batch_shape}: draw from one at a time.")
 
 
 @eqx.filter_jit
@@ -57,7 +64,7 @@ def arviz_data(
     """What `Model.to_arviz` returns."""
     import xarray as xr
 
-    model.layout.require_same(posterior.layout, "the model and the posterior")
+    _require_draws(model, posterior, num_samples)
     draw_key, predict_key = jax.random.split(key)
     theta = posterior.sample(draw_key, (num_samples,))
     values = _constrained(model, theta)
@@ -103,6 +110,14 @@ class _Names:
         unknown = [name for name in dims if name not in trace]
         if unknown:
             raise ValueError(f"dims name {unknown}, which are no sites; these are {list(trace)}.")
+        self.dims = {n: [d] if isinstance(d, str) else list(d) for n, d in dims.items()}
+        plates = {f.name for s in trace.values() for f in s.get("cond_indep_stack") or ()}
+        unknown = sorted(set(coords) - plates - {d for ds in self.dims.values() for d in ds})
+        if unknown:
+            raise ValueError(
+                f"coords name {unknown}, which are no axes: those of plates are {sorted(plates)}, "
+                "and others get names by `dims`."
+            )
 
     def dataset(self, arrays: dict[str, Array], drawn: bool) -> Any:
         import xarray as xr

@@ -22,6 +22,7 @@ from bayesmerge.families.dirichlet import Dirichlet
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gamma import Gamma
 from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.layout import Layout
 from bayesmerge.mixtures.mixture import Mixture
 from bayesmerge.numpyro import sites
 
@@ -51,6 +52,7 @@ def to_numpyro(posterior: Any, model: Any = None) -> Any:
     """
     if model is not None:
         model.layout.require_same(posterior.layout, "the model and the posterior")
+    posterior = _as_gaussian(posterior)
     if isinstance(posterior, AbstractGaussian):
         return _gaussian(posterior, model)
     if isinstance(posterior, Mixture):
@@ -92,6 +94,7 @@ def replace_prior(model: Callable[..., Any], posterior: AbstractGaussian) -> Cal
 
     ```
     """
+    posterior = _as_gaussian(posterior)
     if not isinstance(posterior, AbstractGaussian) or posterior.batch_shape:
         raise TypeError(
             f"posterior is a {type(posterior).__name__}, and it must be one Gaussian over a "
@@ -107,8 +110,8 @@ def replace_prior(model: Callable[..., Any], posterior: AbstractGaussian) -> Cal
         missing = [name for name in chain.means if name not in handler.seen]
         if missing:
             raise ValueError(
-                f"the model has no latent sites {missing}, which the posterior is over; it has "
-                f"{sorted(handler.latent)}."
+                f"the model has no latent sites {missing}, which the posterior is over (or they "
+                f"are observed or conditioned on); it has {sorted(handler.latent)}."
             )
         return result
 
@@ -146,6 +149,13 @@ def with_factor(
 
     ```
     """
+    if not isinstance(factor, AbstractGaussian) or factor.batch_shape:
+        raise TypeError(
+            f"factor is a {type(factor).__name__}, and it must be one Gaussian: the `factor` of "
+            "what `merge` returns with an exact prior, or a `likelihood_factor`."
+        )
+    if not isinstance(factor.linear, dict):
+        raise TypeError("the factor is not over a dictionary of sites, such as a model's.")
     proper = is_concrete(factor) and bool(factor.is_proper())
     mean = factor.mode() if proper else None
 
@@ -159,6 +169,7 @@ def with_factor(
                 f"the model has no sites {missing}, which the factor is over; it has {list(trace)}."
             )
         theta = {site: sites.unconstrain(trace[site]) for site in factor.linear}
+        factor.layout.require_same(Layout.of(theta), "the factor and the model")
         log_factor = factor.log_ratio_to_mean(theta, mean) if proper else factor.log_density(theta)
         numpyro.factor(name, log_factor)
         return result
@@ -237,6 +248,12 @@ class _Drawn(Messenger):
         self.latent.append(name)
         if name not in chain.means:
             return
+        if msg.get("_control_flow_done"):
+            raise ValueError(
+                f"site '{name}' is drawn within `scan`, where its prior cannot be replaced: use "
+                "`with_factor`, or write the loop as a plate or a Python loop."
+            )
+        msg["scale"] = None
         transform = biject_to(msg["fn"].support)
         shape, expected = chain.means[name].shape, transform.inverse_shape(msg["fn"].shape())
         if shape != tuple(expected):
@@ -270,6 +287,12 @@ def _columns(theta: dict[str, Array]) -> dict[str, np.ndarray]:
         name: np.arange(end - x.size, end)
         for (name, x), end in zip(theta.items(), ends, strict=True)
     }
+
+
+def _as_gaussian(posterior: Any) -> Any:
+    """The Laplace approximation of a merge with an exact prior, anything else as it is."""
+    is_lazy = hasattr(posterior, "laplace") and hasattr(posterior, "near")
+    return posterior.laplace() if is_lazy else posterior
 
 
 def _is_full(posterior: Any) -> bool:

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpyro
 from jaxtyping import Array
 from numpyro import handlers
-from numpyro.distributions import ImproperUniform, biject_to, constraints
+from numpyro.distributions import ImproperUniform, MaskedDistribution, biject_to, constraints
 from numpyro.primitives import Messenger
 
 Trace: TypeAlias = dict[str, dict[str, Any]]
 
-JACOBIAN = "_{}_log_det"
+JACOBIAN = "_log_jacobian_of_{}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ def is_latent(site: dict[str, Any]) -> bool:
 def is_prior(site: dict[str, Any]) -> bool:
     """Latent sites, their Jacobians, and factors with `infer={"prior": True}`."""
     return site["type"] == "sample" and (
-        not site["is_observed"] or site["name"].endswith("_log_det") or _marked(site)
+        not site["is_observed"] or site["name"].startswith(JACOBIAN.format("")) or _marked(site)
     )
 
 
@@ -124,7 +124,15 @@ def _is_real(support: Any) -> bool:
 
 
 def _coordinates(site: dict[str, Any]) -> tuple[int, ...]:
-    return tuple(biject_to(site["fn"].support).inverse_shape(jnp.shape(site["value"])))
+    support = site["fn"].support
+    try:
+        transform = biject_to(support)
+    except NotImplementedError:
+        raise ValueError(
+            f"site '{site['name']}' has the support {support}, for which NumPyro knows no "
+            "unconstrained coordinates. Write it in terms of sites that have some."
+        ) from None
+    return tuple(transform.inverse_shape(jnp.shape(site["value"])))
 
 
 def _marked(site: dict[str, Any]) -> bool:
@@ -170,6 +178,12 @@ def _require_mergeable(name: str, site: dict[str, Any]) -> None:
 
 
 def _require_proper(name: str, fn: Any) -> None:
+    if isinstance(fn, MaskedDistribution) and fn._mask is not True:
+        raise ValueError(
+            f"site '{name}' is masked, and where a latent site is masked its prior is flat, which "
+            "is improper. Mask observed sites only; instead of `obs_mask` leave missing "
+            "observations out, or mask them with `handlers.mask`."
+        )
     if isinstance(_base(fn), ImproperUniform):
         raise ValueError(
             f"site '{name}' has an improper prior (ImproperUniform), which cannot be multiplied "
