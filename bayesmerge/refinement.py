@@ -65,7 +65,7 @@ def refine(
     **Warns** with a `ConvergenceWarning` where the last step moved the mode by more than 0.01
     posterior standard deviations.
 
-    **Raises** `ValueError` where the joint Hessian is not positive definite on the way.
+    **Raises** `ValueError` where the joint Hessian is not positive definite at the last expansion.
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
@@ -103,7 +103,8 @@ def refine(
         step = _uphill(gaussian, theta)
         moved = _length(gaussian, step)
         theta = _along(joint, prior, theta, step)
-    gaussian = require(gaussian, gaussian.is_proper(), NO_MAXIMUM)
+    if not is_exact:
+        gaussian = require(gaussian, gaussian.is_proper(), NO_MAXIMUM)
     if moved > STILL_MOVING:
         warnings.warn(
             f"the last of {steps} steps moved the merged mode by {float(moved):.2g} posterior "

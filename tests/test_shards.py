@@ -30,33 +30,25 @@ def study(name):
     return shards, fit_shards(shards), bm.Target.from_numpyro(example.model, *example.whole())
 
 
-def gaussian(posterior):
-    return posterior.laplace() if hasattr(posterior, "laplace") else posterior
+unknown_noise = pytest.mark.xdist_group("unknown noise")
 
 
-@pytest.mark.parametrize(
-    ("name", "steps"),
-    [
-        ("linear, known noise", 1),
-        ("linear, unknown noise", 4),
-        ("linear, sorted by the response", 6),
-        ("logistic", 4),
-        ("scales by group", 5),
-    ],
-)
+@unknown_noise
 @pytest.mark.slow
-def test_refinement_closes_the_gap_to_all_data(name, steps):
-    shards, posteriors, full = study(name)
+def test_refinement_closes_the_gap_to_all_data():
+    """The other models of the zoo: benchmarks/shards.py."""
+    shards, posteriors, full = study("linear, unknown noise")
     weights = np.ones(len(shards))
     merged = bm.merge(posteriors, weights, full.prior)
     reference = bm.laplace(full)
-    refined = bm.refine(shards, merged, weights, steps=steps)
+    refined = bm.refine(shards, merged, weights, steps=4)
     found = difference(refined, reference)
     assert abs(found.largest[1]) < 1e-6
     for ratio in jax.tree.leaves(found.spread):
         np.testing.assert_allclose(ratio, 1, atol=1e-6)
 
 
+@unknown_noise
 @pytest.mark.slow
 def test_refinement_where_the_joint_density_is_not_concave():
     """From the prior's median of a product of parameters, uphill all the same."""
@@ -66,6 +58,7 @@ def test_refinement_where_the_joint_density_is_not_concave():
     assert abs(difference(refined, bm.laplace(full)).largest[1]) < 1e-6
 
 
+@unknown_noise
 def test_refinement_says_when_it_has_not_converged():
     shards, posteriors, full = study("linear, unknown noise")
     merged = bm.merge(posteriors, np.ones(8), full.prior)
@@ -92,6 +85,7 @@ def test_refinement_with_gaussian_priors_of_every_structure():
         np.testing.assert_allclose(refined.mode(), joint, rtol=1e-9)
 
 
+@unknown_noise
 def test_shards_in_one_call_are_shards_one_by_one():
     shards, posteriors, _ = study("linear, unknown noise")
     for shard, q in zip(shards, posteriors.values(), strict=True):
@@ -100,6 +94,7 @@ def test_shards_in_one_call_are_shards_one_by_one():
         np.testing.assert_allclose(q.mode()["beta"], alone.mode()["beta"], rtol=1e-7, atol=1e-9)
 
 
+@unknown_noise
 def test_an_unknown_noise_scale_is_noticed_and_helped():
     """Eight shards: log σ drifts by about T·p/√(2n) standard deviations."""
     shards, posteriors, full = study("linear, unknown noise")
