@@ -127,7 +127,7 @@ def with_factor(model: Callable[..., Any], factor: Any, name: str = "shards") ->
 
     - `model`: a NumPyro model.
     - `factor`: G, over the model's latent sites: `merge(…).factor` where the prior is exact, or a
-      product of `likelihood_factor`s. It may be improper.
+      product of what `likelihood_factor` returns. It may be improper.
     - `name`: of the factor's site.
 
     **Returns** a NumPyro model.
