@@ -7,7 +7,7 @@ demo: .venv/demo.stamp
 	$(BIN)/bayesmerge demo
 
 test: lint types docs
-	$(BIN)/pytest -n auto --dist loadgroup
+	$(BIN)/pytest -n auto --dist loadgroup --durations 20
 
 # The suite on the oldest releases that pyproject admits, or on the newest: needs uv, and for the
 # newest JAX a PYTHON of its own choice, e.g. `make test-newest PYTHON=python3.13 TESTS=tests/test_numpyro.py`.

@@ -33,7 +33,9 @@ def as_numpyro_is_written():
         yield
 
 
-each_model = pytest.mark.parametrize("name", ZOO)
+each_model = pytest.mark.parametrize(
+    "name", [name for name in ZOO if not name.startswith(("linear, s", "eight", "neg", "ordinal"))]
+)
 some_models = pytest.mark.parametrize(
     "name", ["hierarchical, non-centred", "simplex", "correlation", "ordinal", "beta-binomial"]
 )

@@ -1,7 +1,7 @@
 """What a careful person asks of a merged posterior before using it."""
 
 from bayesmerge.diagnostics.diagnose import Diagnosis, MergeWarning, diagnose
-from bayesmerge.diagnostics.difference import Difference, difference
+from bayesmerge.diagnostics.difference import Difference, difference, gaussian_of
 from bayesmerge.diagnostics.overlap import Overlap, overlap
 from bayesmerge.diagnostics.reweighting import Reweighted, reweighted
 
@@ -13,6 +13,7 @@ __all__ = [
     "Reweighted",
     "diagnose",
     "difference",
+    "gaussian_of",
     "overlap",
     "reweighted",
 ]
