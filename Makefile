@@ -7,7 +7,7 @@ demo: .venv/demo.stamp
 	$(BIN)/bayesmerge demo
 
 test: lint types docs
-	$(BIN)/pytest -n auto --dist loadgroup --durations 20
+	$(BIN)/pytest -n auto --dist loadfile --durations 20
 
 # The suite on the oldest releases that pyproject admits, or on the newest: needs uv, and for the
 # newest JAX a PYTHON of its own choice, e.g. `make test-newest PYTHON=python3.13 TESTS=tests/test_numpyro.py`.
@@ -17,7 +17,7 @@ test-oldest test-newest:
 	uv venv --quiet --clear --python $(PYTHON) .venv-$@
 	uv pip install --quiet --python .venv-$@ --resolution $(RESOLUTION) --group dev \
 		--editable ".[demo,numpyro]"
-	.venv-$@/bin/pytest -n auto --dist loadgroup $(TESTS)
+	.venv-$@/bin/pytest -n auto --dist loadfile $(TESTS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check

@@ -20,3 +20,10 @@ def precision(request: pytest.FixtureRequest) -> Iterator[None]:
     is_example = isinstance(request.node, pytest.DoctestItem)
     with jax.enable_x64(not is_example):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs() -> Iterator[None]:
+    """Dropped after each file: one process cannot hold what the whole suite compiles."""
+    yield
+    jax.clear_caches()

@@ -45,7 +45,7 @@ def test_the_figure(columns, tmp_path):
 
 def test_the_command(tmp_path):
     figure = tmp_path / "figure.png"
-    result = CliRunner().invoke(app, ["demo", "--spacing", "0.5", "--output", str(figure)])
+    result = CliRunner().invoke(app, ["demo", "--spacing", "0.25", "--output", str(figure)])
     assert result.exit_code == 0, result.output
     assert figure.exists()
     for expected in ("isotropic", "diagonal", "full", "MSE to joint", "regret"):

@@ -14,8 +14,6 @@ EXPECTED = {
     *("GM-§3", "GMA-§1.4", "GMA-§1.5", "GMA-§1.6", "GM-Fig. 2", "FP-Alg. 1"),
 }
 
-pytestmark = pytest.mark.xdist_group("ledger")
-
 
 @functools.cache
 def checks_of(id):

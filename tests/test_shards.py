@@ -30,10 +30,6 @@ def study(name):
     return shards, fit_shards(shards), bm.Target.from_numpyro(example.model, *example.whole())
 
 
-unknown_noise = pytest.mark.xdist_group("unknown noise")
-
-
-@unknown_noise
 @pytest.mark.slow
 def test_refinement_closes_the_gap_to_all_data():
     """The other models of the zoo: benchmarks/shards.py."""
@@ -60,7 +56,6 @@ def test_refinement_where_the_joint_density_is_not_concave():
     np.testing.assert_allclose(refined.mode(), np.sqrt(2.5 - 0.1 / 4) * np.ones(2), rtol=1e-9)
 
 
-@unknown_noise
 def test_refinement_says_when_it_has_not_converged():
     shards, posteriors, full = study("linear, unknown noise")
     merged = bm.merge(posteriors, np.ones(8), full.prior)
@@ -87,7 +82,6 @@ def test_refinement_with_gaussian_priors_of_every_structure():
         np.testing.assert_allclose(refined.mode(), joint, rtol=1e-9)
 
 
-@unknown_noise
 def test_shards_in_one_call_are_shards_one_by_one():
     shards, posteriors, _ = study("linear, unknown noise")
     for shard, q in zip(shards, posteriors.values(), strict=True):
@@ -96,7 +90,6 @@ def test_shards_in_one_call_are_shards_one_by_one():
         np.testing.assert_allclose(q.mode()["beta"], alone.mode()["beta"], rtol=1e-7, atol=1e-9)
 
 
-@unknown_noise
 def test_an_unknown_noise_scale_is_noticed_and_helped():
     """Eight shards: log σ drifts by about T·p/√(2n) standard deviations."""
     shards, posteriors, full = study("linear, unknown noise")
@@ -111,9 +104,9 @@ def test_an_unknown_noise_scale_is_noticed_and_helped():
     truth = difference(found.merged, reference).shift
     name, shift = found.refined.largest
     assert name == "sigma"
-    np.testing.assert_allclose(shift, truth["sigma"], rtol=0.2)
+    np.testing.assert_allclose(shift, truth["sigma"], rtol=0.01)
     predicted = -8 * 3 / np.sqrt(2 * 442)
-    np.testing.assert_allclose(truth["sigma"], predicted, rtol=0.35)
+    np.testing.assert_allclose(truth["sigma"], predicted, rtol=0.05)
     assert found.reweighted.k < 0.7
     mean = found.reweighted.mean()
     assert abs(mean["sigma"] - reference.mode()["sigma"]) < 0.3 * jnp.sqrt(
@@ -206,7 +199,8 @@ def test_tasks_that_say_nothing_do_not_surprise():
 
 def test_importance_weights_and_their_tail():
     """q = N(0, 1): for p = N(0.3, 0.8²) the weighted mean is 0.3; for p = N(0, 2²) the tail of the
-    weights is that of a Pareto distribution with k = 1 − 1/4."""
+    weights is that of a Pareto distribution with k = 1 − 1/4, reached slowly: as many quantiles of
+    the weights as there are draws have k = 0.70, and the keys 0 to 5 give 0.68 to 0.73."""
     q = bm.IsotropicGaussian.from_mean_precision(jnp.array(0.0), 1.0)
 
     def normal(mean, sd):
@@ -217,8 +211,8 @@ def test_importance_weights_and_their_tail():
     np.testing.assert_allclose(np.exp(near.log_weights).sum(), 1.0)
     assert near.k < 0.3
     assert 10_000 < near.effective_samples < 20_000
-    far = reweighted(q, normal(0.0, 2.0), key=jax.random.key(0), num_samples=20_000)
-    np.testing.assert_allclose(far.k, 0.75, atol=0.2)
+    far = reweighted(q, normal(0.0, 2.0), key=jax.random.key(0), num_samples=200_000)
+    np.testing.assert_allclose(far.k, 0.70, atol=0.05)
 
 
 def test_differences_by_hand():

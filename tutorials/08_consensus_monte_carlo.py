@@ -31,7 +31,7 @@ import numpy as np
 from sklearn.datasets import load_breast_cancer
 
 import bayesmerge as bm
-from bayesmerge.diagnostics import difference, gaussian_of, reweighted
+from bayesmerge.diagnostics import difference, as_gaussian, reweighted
 from bayesmerge.fit import fit_shards, kernel_density, likelihood_factor, moment_matched
 
 with warnings.catch_warnings():
@@ -135,11 +135,11 @@ for count in (4, 16):
     draws[count] = [jax.tree.map(lambda z, t=t: z[t], batch) for t in range(count)]
     shards = [moment_matched(z) for z in draws[count]]
     consensus[count] = bm.merge(shards, jnp.ones(count), prior)
-    merged[f"consensus, {count}"] = gaussian_of(consensus[count])
+    merged[f"consensus, {count}"] = as_gaussian(consensus[count])
 laplace = fit_shards(
     [bm.Target.from_numpyro(model, *shard) for shard in zip(*split(16), strict=True)]
 )
-merged["Laplace, 16"] = gaussian_of(bm.merge(laplace, dict.fromkeys(laplace, 1.0), prior))
+merged["Laplace, 16"] = as_gaussian(bm.merge(laplace, dict.fromkeys(laplace, 1.0), prior))
 merged["Laplace, all data"] = full
 off = {name: difference(q, exact) for name, q in merged.items()}
 
@@ -234,7 +234,7 @@ tilted_model = with_factor(coefficients, factor)
 sampled = moment_matched(jax.jit(lambda: nuts(tilted_model, 4))())
 prior_part = difference(sampled, merged["consensus, 16"])
 report({"with the exact prior": difference(sampled, exact), "consensus, 16": off["consensus, 16"]})
-without = gaussian_of(bm.merge([moment_matched(z) for z in draws[16]], jnp.ones(16)))
+without = as_gaussian(bm.merge([moment_matched(z) for z in draws[16]], jnp.ones(16)))
 report({"prior sixteen times": difference(without, exact)})
 
 # %% [markdown]
@@ -346,7 +346,7 @@ for count in (4, 16):
     start = merged[f"consensus, {count}"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bm.ConvergenceWarning)
-        refined[count] = gaussian_of(bm.refine([everything], start, [1.0]))
+        refined[count] = as_gaussian(bm.refine([everything], start, [1.0]))
     mean_off[count] = {}
     for name, q in {"consensus": start, "refined": refined[count]}.items():
         found = reweighted(q, everything, prior, jax.random.key(1), 4000)

@@ -1,7 +1,7 @@
 """What a careful person asks of a merged posterior before using it."""
 
 from bayesmerge.diagnostics.diagnose import Diagnosis, MergeWarning, diagnose
-from bayesmerge.diagnostics.difference import Difference, difference, gaussian_of
+from bayesmerge.diagnostics.difference import Difference, as_gaussian, difference
 from bayesmerge.diagnostics.overlap import Overlap, overlap
 from bayesmerge.diagnostics.reweighting import Reweighted, reweighted
 
@@ -11,9 +11,9 @@ __all__ = [
     "MergeWarning",
     "Overlap",
     "Reweighted",
+    "as_gaussian",
     "diagnose",
     "difference",
-    "gaussian_of",
     "overlap",
     "reweighted",
 ]

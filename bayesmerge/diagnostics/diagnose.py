@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from bayesmerge.diagnostics.difference import Difference, difference, entries, gaussian_of
+from bayesmerge.diagnostics.difference import Difference, as_gaussian, difference, entries
 from bayesmerge.diagnostics.overlap import Overlap, overlap
 from bayesmerge.diagnostics.reweighting import Reweighted, reweighted
 from bayesmerge.families.gaussian import AbstractGaussian
@@ -131,7 +131,7 @@ def diagnose(
     alpha = as_weights(weights, names)
     joint = JointTarget(losses, alpha)
     prior = shared_prior(dict(zip(names, losses, strict=True))) if prior is None else prior
-    merged = gaussian_of(merge(qs, alpha, prior))
+    merged = as_gaussian(merge(qs, alpha, prior))
     refined, trouble = _refined(losses, merged, alpha, prior, curvature)
     found = Diagnosis(
         merged,
@@ -154,7 +154,7 @@ def _refined(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return gaussian_of(refine(losses, merged, alpha, prior, curvature=curvature)), ()
+            return as_gaussian(refine(losses, merged, alpha, prior, curvature=curvature)), ()
         except ValueError as error:
             return None, (f"it could not be refined: {error}",)
 

@@ -39,14 +39,14 @@ def difference(posterior: Any, reference: Any) -> Difference:
 
     **Raises** `ValueError` for improper ones, or other parameters.
     """
-    q, p = gaussian_of(posterior), gaussian_of(reference)
+    q, p = as_gaussian(posterior), as_gaussian(reference)
     q.layout.require_same(p.layout)
     sds = [jax.tree.map(jnp.sqrt, x.variance()) for x in (q, p)]
     shift = jax.tree.map(lambda x, y, sd: (x - y) / sd, q.mode(), p.mode(), sds[1])
     return Difference(shift, jax.tree.map(jnp.divide, *sds), p.kl_divergence(q))
 
 
-def gaussian_of(posterior: Any) -> Any:
+def as_gaussian(posterior: Any) -> Any:
     """A Gaussian itself, or the Laplace approximation of what is none."""
     if isinstance(posterior, AbstractGaussian):
         return posterior

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from bayesmerge.diagnostics.difference import gaussian_of
+from bayesmerge.diagnostics.difference import as_gaussian
 from bayesmerge.diagnostics.reweighting import log_prior
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.layout import Layout
@@ -70,7 +70,7 @@ def overlap(posteriors: Any, weights: Any, prior: Any = None) -> Overlap:
         raise ValueError(f"weights have shape {alpha.shape}: overlaps are those of one merge.")
     if len(names) < 2:
         raise ValueError("there is one task, and an overlap needs at least two.")
-    merged = gaussian_of(merge(qs, alpha, prior))
+    merged = as_gaussian(merge(qs, alpha, prior))
     mode = merged.mode()
     total, by_task, surprise, p_value = log_prior(prior, mode) - merged.log_prob(mode), {}, {}, {}
     for name, q, weight in zip(names, qs, alpha, strict=True):

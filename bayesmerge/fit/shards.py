@@ -31,8 +31,8 @@ def fit_shards(targets: Any, method: Callable[[Any], Any] = laplace) -> dict[str
     >>> prior = bm.IsotropicGaussian.from_mean_precision(jnp.array(0.0), 1.0)
     >>> shards = {"a": bm.Target(loss, jnp.array([2.0]), prior=prior),
     ...           "b": bm.Target(loss, jnp.array([4.0]), prior=prior)}
-    >>> {name: q.mode().item() for name, q in fit_shards(shards).items()}
-    {'a': 1.0, 'b': 2.0}
+    >>> {name: f"{q.mode():.3f}" for name, q in fit_shards(shards).items()}
+    {'a': '1.000', 'b': '2.000'}
 
     ```
 

@@ -9,7 +9,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from jaxtyping import Array, PRNGKeyArray, PyTree
+from numpyro.infer import Predictive
 
 from bayesmerge.numpyro import sites
 
@@ -46,8 +48,6 @@ def _log_likelihoods(model: Any, theta: PyTree) -> dict[str, Array]:
 
 def predictive(model: Any, posterior: Any, key: PRNGKeyArray, num_samples: int) -> Any:
     """What `Model.predictive` returns."""
-    from numpyro.infer import Predictive
-
     draws = draws_by_site(model, posterior, key, num_samples, deterministic=False)
     function = sites.WholePlates(model.function, {})
     return Predictive(functools.wraps(model.function)(function), posterior_samples=draws)
@@ -62,8 +62,6 @@ def arviz_data(
     dims: Mapping[str, Sequence[str]] | None,
 ) -> Any:
     """What `Model.to_arviz` returns."""
-    import xarray as xr
-
     _require_draws(model, posterior, num_samples)
     draw_key, predict_key = jax.random.split(key)
     theta = posterior.sample(draw_key, (num_samples,))
@@ -120,8 +118,6 @@ class _Names:
             )
 
     def dataset(self, arrays: dict[str, Array], drawn: bool) -> Any:
-        import xarray as xr
-
         lead = ("chain", "draw") if drawn else ()
         variables = {}
         for name, array in arrays.items():
