@@ -31,7 +31,7 @@ import numpy as np
 from sklearn.datasets import load_breast_cancer
 
 import bayesmerge as bm
-from bayesmerge.diagnostics import difference, as_gaussian, reweighted
+from bayesmerge.diagnostics import as_gaussian, difference, reweighted
 from bayesmerge.fit import fit_shards, kernel_density, likelihood_factor, moment_matched
 
 with warnings.catch_warnings():
