@@ -1,5 +1,10 @@
-"""Settings of every test: float64, no silent broadcasting, no reused random keys."""
+"""Settings of every test: float64, no silent broadcasting, no reused random keys.
 
+NPROC is the number of XLA's threads. With two of them jax before 0.12 can stand still where one
+program has several batches of LAPACK calls: see docs/design.md.
+"""
+
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -7,6 +12,7 @@ import jax
 import matplotlib as mpl
 import pytest
 
+os.environ.setdefault("NPROC", "8")
 mpl.use("agg")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
