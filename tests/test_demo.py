@@ -1,5 +1,8 @@
 """The main job on real data, in a reduced setting, and through the command line."""
 
+from pathlib import Path
+from typing import NamedTuple
+
 import jax
 import matplotlib.image
 import numpy as np
@@ -12,10 +15,33 @@ from bayesmerge.cli import app
 pytest.importorskip("sklearn")
 
 
+class Run(NamedTuple):
+    columns: list[demo.Column]
+    output: str
+    figure: Path
+
+
 @pytest.fixture(scope="module")
-def columns():
-    with jax.enable_x64(False):
-        return demo.demo(spacing=0.25, progress=False)
+def run(tmp_path_factory):
+    """`bayesmerge demo`, once."""
+    figure, found = tmp_path_factory.mktemp("demo") / "figure.png", []
+    own = demo.demo
+
+    def recorded(spacing):
+        found.extend(own(spacing))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch, jax.enable_x64(False):
+        patch.setattr(demo, "demo", recorded)
+        options = ["demo", "--spacing", "0.25", "--output", str(figure)]
+        result = CliRunner().invoke(app, options)
+    assert result.exit_code == 0, result.output
+    return Run(found, result.output, figure)
+
+
+@pytest.fixture
+def columns(run):
+    return run.columns
 
 
 def test_previews_of_digits(columns):
@@ -43,13 +69,10 @@ def test_the_figure(columns, tmp_path):
     assert width > 3 * height
 
 
-def test_the_command(tmp_path):
-    figure = tmp_path / "figure.png"
-    result = CliRunner().invoke(app, ["demo", "--spacing", "0.25", "--output", str(figure)])
-    assert result.exit_code == 0, result.output
-    assert figure.exists()
+def test_the_command(run):
+    assert run.figure.exists()
     for expected in ("isotropic", "diagonal", "full", "MSE to joint", "regret"):
-        assert expected in result.output
+        assert expected in run.output
 
 
 @pytest.mark.parametrize(
