@@ -125,8 +125,8 @@ def search(
     if not given:
         tell(_warn_if_unmoved, _unmoved(start, mode), names=Layout.of(start).names)
     message = (
-        "the loss is not finite where the optimiser stopped. Look for log(0) or overflow in the "
-        "loss, start elsewhere, or scale the inputs."
+        "the loss is not finite where the optimiser stopped. Look for NaN in the data, and for "
+        "log(0) or overflow in the loss; start elsewhere, or scale the inputs."
     )
     return require(mode, all_finite((mode.loss, mode.params)), message)
 

@@ -18,7 +18,8 @@ from bayesmerge.fit.optimise import find_mode
 
 NO_START = (
     "the Gaussian factors and the prior have no maximum together near the tasks' modes: the "
-    "shards' likelihoods are not concave there. Look for the joint mode with "
+    "shards' likelihoods are not concave there, or weights below zero take away more than there "
+    "is. Look for the joint mode with "
     "`find_mode(JointTarget(targets, weights))` and expand there with `refine`, or choose other "
     "coordinates (centred or not) of the model."
 )
