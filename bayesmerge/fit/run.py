@@ -4,7 +4,6 @@ step goes wrong."""
 import abc
 import contextlib
 import functools
-import hashlib
 import os
 import time
 import zipfile
@@ -19,6 +18,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import all_finite
+from bayesmerge.files import whole
+from bayesmerge.fingerprint import fingerprint
 from bayesmerge.fit.abstract_target import AbstractTarget
 
 Schedule: TypeAlias = Callable[[Int[Array, ""]], Any]
@@ -199,13 +200,8 @@ def _fingerprint(
 ) -> str:
     """A hash of what a fit starts from: options, data in arrays, start, key and batch size."""
     names = [leaf for leaf in jax.tree.leaves(method) if isinstance(leaf, str)]
-    seen = hashlib.sha256(repr((type(method).__name__, names, batch_size)).encode())
-    for tree in (method, target, state.inner, state.key):
-        for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array_like)):
-            array = np.asarray(leaf)
-            seen.update(f"{array.dtype} {array.shape}".encode())
-            seen.update(np.ascontiguousarray(array).tobytes())
-    return seen.hexdigest()
+    words = type(method).__name__, names, batch_size
+    return fingerprint(method, target, state.inner, state.key, words=words)
 
 
 def _finished(method: AbstractMethod, state: State, told: list[Told]) -> Run:
@@ -375,13 +371,8 @@ class Checkpoint:
         arrays = {f"state {i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
         arrays["fingerprint"] = np.array(self.fingerprint)
         arrays |= {f"told {name}": np.concatenate([part[name] for part in told]) for name in names}
-        unfinished = self.path.with_name(f".{self.path.name}.part")
-        try:
-            with unfinished.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            unfinished.replace(self.path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with whole(self.path) as unfinished, unfinished.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[Callable[[State, list[Told]], None]]:
