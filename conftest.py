@@ -1,10 +1,11 @@
-"""Settings of every test: float64, no silent broadcasting, no reused random keys.
+"""Settings of every test: float64, no silent broadcasting, no program compiled twice by a process.
 
 NPROC is the number of XLA's threads. With two of them jax before 0.12 can stand still where one
 program has several batches of LAPACK calls: see docs/design.md.
 """
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import hypothesis
@@ -15,21 +16,39 @@ import pytest
 os.environ.setdefault("NPROC", "8")
 mpl.use("agg")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_debug_key_reuse", True)
 hypothesis.settings.register_profile("bayesmerge", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("bayesmerge")
 
 
 @pytest.fixture(autouse=True)
 def precision(request: pytest.FixtureRequest) -> Iterator[None]:
-    """float64 in tests; in examples what a user sees without configuring anything."""
+    """float64 in tests; in examples what a user sees without configuring anything, and no random
+    key used twice, a check that costs every call its fast path."""
     is_example = isinstance(request.node, pytest.DoctestItem)
-    with jax.enable_x64(not is_example):
+    with jax.enable_x64(not is_example), jax.debug_key_reuse(is_example):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compiled_programs_on_disk() -> Iterator[None]:
+    """Those of this process and of the scripts that it starts, each compiled once.
+
+    Not those of all workers: JAX does not write them atomically.
+    """
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        settings = {
+            "jax_compilation_cache_dir": folder,
+            "jax_persistent_cache_min_compile_time_secs": 0,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+        }
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
         yield
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_programs() -> Iterator[None]:
+def compiled_programs_in_memory() -> Iterator[None]:
     """Dropped after each file: one process cannot hold what the whole suite compiles."""
     yield
     jax.clear_caches()

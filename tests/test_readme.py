@@ -19,7 +19,7 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     assert len(blocks) == 3
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         for block in blocks:
             exec(block, names)
     np.testing.assert_allclose(names["forgotten"].mode(), names["q"]["even"].mode(), atol=1e-4)

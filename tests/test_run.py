@@ -232,15 +232,8 @@ def test_mixtures_run_side_by_side_from_a_mixture():
     method = MixtureVON(PRIOR, structure="diagonal")
     first = method.init(bm.Mixture(np.array([0.0, 1.0]), [PRIOR, PRIOR]))
     starts = jax.tree.map(lambda x: jnp.stack([x, x]), first)
-    with jax.debug_key_reuse(False):  # it takes a mapped scan over keys for two uses
-        found = run(
-            method,
-            logistic(),
-            starts,
-            num_steps=3,
-            key=jax.random.split(key(), 2),
-            progress=False,
-        )
+    keys = jax.random.split(key(), 2)
+    found = run(method, logistic(), starts, num_steps=3, key=keys, progress=False)
     assert found.posterior.log_weights.shape == (2, 2)
 
 

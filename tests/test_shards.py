@@ -17,8 +17,8 @@ from bayesmerge.fit import fit_shards
 
 @pytest.fixture(autouse=True)
 def as_numpyro_is_written():
-    """NumPyro's own code promotes ranks and uses keys twice."""
-    with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
+    """NumPyro's own code promotes ranks."""
+    with jax.numpy_rank_promotion("allow"):
         yield
 
 
