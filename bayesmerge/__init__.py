@@ -28,10 +28,9 @@ from bayesmerge.influence import influence
 from bayesmerge.merging import merge, remove
 from bayesmerge.mismatch import mismatch
 from bayesmerge.mixtures import Mixture, Product
-from bayesmerge.preview import joint_training, preview
+from bayesmerge.previews import Preview, joint_training, preview
 from bayesmerge.refinement import refine
 from bayesmerge.removal import leave_out
-from bayesmerge.result import Preview
 from bayesmerge.schemes import (
     average,
     fisher_average,
@@ -80,10 +79,17 @@ __all__ = [
 ]
 
 
+NAMESPACES = {
+    "checkpoints": "bayesmerge.checkpoints",
+    "numpyro": "bayesmerge.numpyro",
+    "plots": "bayesmerge.previews.plots",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """`bayesmerge.numpyro`, imported where it is used: NumPyro is optional."""
-    if name == "numpyro":
+    """Namespaces, imported where they are used: NumPyro is optional."""
+    if name in NAMESPACES:
         import importlib
 
-        return importlib.import_module("bayesmerge.numpyro")
+        return importlib.import_module(NAMESPACES[name])
     raise AttributeError(f"module 'bayesmerge' has no attribute '{name}'")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from bayesmerge.families.base import AbstractExponentialFamily, unstack
@@ -57,3 +58,10 @@ def as_weights(weights: Any, names: Sequence[str]) -> Float[Array, "..."]:
     if 0 in alpha.shape:
         raise ValueError(f"weights have shape {alpha.shape}: there is no weighting in them.")
     return require_finite(alpha, "weights") if is_concrete(alpha) else alpha
+
+
+def in_float64(weights: Any, alpha: Array) -> Float[np.ndarray, "A T"]:
+    """α as the caller wrote it, where float32 has rounded it."""
+    if isinstance(weights, Mapping):
+        return np.asarray(alpha, float)
+    return np.atleast_2d(np.asarray(weights, float))

@@ -14,12 +14,12 @@ PACKAGE = Path(bm.__file__).parent
 FLOORS = (
     ("families",),
     ("mixtures",),
-    ("tasks",),
+    ("tasks", "fingerprint", "files"),
     ("numpyro",),
     ("fit",),
-    ("merging", "removal", "grid", "plots"),
-    ("schemes", "mismatch", "influence", "result", "refinement"),
-    ("preview", "diagnostics"),
+    ("merging", "removal", "grid"),
+    ("schemes", "mismatch", "influence", "refinement"),
+    ("previews", "diagnostics", "checkpoints"),
     ("demo",),
     ("cli",),
 )
@@ -97,7 +97,7 @@ def test_importing_is_light():
     code = (
         "import sys, bayesmerge, jax\n"
         "heavy = {'xarray', 'pandas', 'matplotlib', 'sklearn', 'numpyro', 'typer', 'tqdm',"
-        " 'optimistix', 'optax'}\n"
+        " 'optimistix', 'optax', 'safetensors', 'plotly', 'moocore'}\n"
         "print(sorted(heavy & set(sys.modules)), jax.config.jax_enable_x64)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,6 +6,7 @@ adds both, which is FP-10: the mode of Π N(θ_t, H_t⁻¹)^{α_t} is (Σ α_t H
 
 import abc
 import math
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -174,6 +175,11 @@ class AbstractGaussian(AbstractExponentialFamily):
             return draw(key)
         draws = jax.vmap(draw)(jax.random.split(key, math.prod(shape)))
         return jax.tree.map(lambda leaf: leaf.reshape(shape + leaf.shape[1:]), draws)
+
+    def colouring(self) -> Callable[[PyTree], PyTree]:
+        """u ↦ Λ^{-½}u, factorised once: draws of θ − μ where u is standard normal. Λ is not
+        checked."""
+        return eqx.Partial(type(self)._correlate, self, self._unchecked_factor())
 
     def deviations(self, key: PRNGKeyArray, pairs: int) -> PyTree:
         """Draws of θ − μ ~ N(0, Λ⁻¹), each followed by its negative: 2 `pairs` in a leading axis.

@@ -1,0 +1,83 @@
+"""Training on every weighting of the losses: what a preview predicts."""
+
+import os
+from concurrent.futures import Executor
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from bayesmerge.fingerprint import fingerprint
+from bayesmerge.fit.optimise import find_mode
+from bayesmerge.fit.target import JointTarget
+from bayesmerge.previews.measure import Means, Metric, Model
+from bayesmerge.previews.record import Part, Record, fill
+from bayesmerge.previews.result import Preview
+from bayesmerge.tasks import as_weights, in_float64, named
+
+
+def joint_training(
+    targets: Any,
+    weights: Any,
+    metric: Metric,
+    prior: Any = None,
+    *,
+    start: PyTree | None = None,
+    max_steps: int = 2000,
+    higher_is_better: bool = True,
+    batch_size: int = 32,
+    compiled: bool = True,
+    executor: Executor | None = None,
+    save: str | os.PathLike[str] | None = None,
+    progress: bool | str = True,
+) -> Preview:
+    r"""The metric of the jointly trained model at every weighting: what a preview predicts.
+
+    $\theta_\alpha = \arg\min_\theta \sum_t \alpha_t\ell_t(\theta) +
+    \tfrac12\|\theta-\theta_0\|^2_{H_0}$, by `find_mode` from θ_0, many weightings in one
+    compiled program.
+
+    - `targets`: ℓ_t, a mapping from task names to targets, or a sequence.
+    - `prior`: p_0 = N(θ_0, H_0⁻¹); by default that of the first target, where all have one.
+    - `start`, `max_steps`: as in `find_mode`; a neural network needs a start.
+    - `weights`, `metric`, `higher_is_better`, `compiled`, `save`, `progress`: as in `preview`.
+    - `batch_size`: weightings trained at once.
+    - `executor`: any `concurrent.futures.Executor`, which is given batches of weightings to train,
+      or where `compiled` is `False` trained models to measure.
+
+    **Returns** a `Preview`, for `preview(…).compare(…)`; its `details` are the `steps` taken.
+
+    **Warns** as `find_mode` does, for every weighting that has not converged.
+
+    ```python
+    >>> import jax.numpy as jnp, bayesmerge as bm
+    >>> def loss(theta, y):
+    ...     return 0.5 * (y - theta) ** 2
+    >>> tasks = {"a": bm.Target(loss, jnp.array([0.0])), "b": bm.Target(loss, jnp.array([4.0]))}
+    >>> prior = bm.IsotropicGaussian.from_mean_precision(jnp.array(0.0), 1.0)
+    >>> bm.joint_training(tasks, [[0.0, 1.0]], lambda x: x, prior, progress=False).best().value
+    2.0
+
+    ```
+
+    Source: FP equation 1 with the prior of FP equation 7; GM equation 7.
+    """
+    names, losses = named(targets, "targets")
+    alpha = jnp.atleast_2d(as_weights(weights, names))
+    streamed = any(target.is_streamed for target in losses)
+    means = Means(metric, compiled, not streamed, executor)
+    models = (losses, prior, start, max_steps)
+    words = "joint training", higher_is_better, names, getattr(metric, "__name__", "")
+    seen = fingerprint(models, alpha, words=words) if save is not None else ""
+    record = Record(in_float64(weights, alpha), names, higher_is_better, save, seen)
+    part = Part(_joint_mode, models, alpha, np.arange(len(alpha)), batch_size)
+    return Preview.of(
+        fill(record, [part], means, "joint training" if progress is True else progress)
+    )
+
+
+def _joint_mode(models: tuple[Any, ...], alpha: Float[Array, " T"]) -> Model:
+    targets, prior, start, max_steps = models
+    found = find_mode(JointTarget(targets, alpha), prior, start=start, max_steps=max_steps)
+    return Model(found.params, {"steps": jnp.asarray(found.steps, float)})

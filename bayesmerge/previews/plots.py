@@ -1,0 +1,165 @@
+"""Pictures of one or several previews beside each other, into matplotlib axes.
+
+Several are a mapping from names to previews of the same tasks; `reference` names the one that the
+others predict, such as joint training. Every function takes `metric`, an aggregate as
+`Preview.best` does, and axes to draw in, by default new ones; `explore` writes a page instead.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from bayesmerge.previews import pictures
+from bayesmerge.previews.explorer import explore
+from bayesmerge.previews.result import Aggregate, Preview
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["explore", "fronts", "histogram", "pairs", "parallel_coordinates", "slices", "ternaries"]
+
+
+def ternaries(
+    previews: Mapping[str, Preview],
+    metric: Aggregate = None,
+    axes: "Iterable[Axes] | None" = None,
+    *,
+    reference: str | None = None,
+    **options: Any,
+) -> "list[Axes]":
+    """A contour over the simplex of three weights for every preview, on one colour scale with one
+    colour bar: FP Figs. 3 to 9. The best of each is starred, that of the reference a diamond.
+
+    - `options`: `levels`, their number or edges; `cmap`, `label`.
+
+    ```python
+    >>> import numpy as np, bayesmerge as bm
+    >>> alpha = bm.simplex_grid(3, 0.1)
+    >>> seen = {"a": bm.Preview({"x": alpha[:, 0]}, alpha, ("u", "v", "w"))}
+    >>> [ax.get_title() for ax in bm.plots.ternaries(seen)]
+    ['a']
+
+    ```
+    """
+    first, values = _common(previews, metric)
+    options = {"label": first.label(metric), "reference": reference} | options
+    return pictures.ternaries(axes, first.weights, values, first.tasks, _best(first), **options)
+
+
+def pairs(
+    previews: Mapping[str, Preview],
+    metric: Aggregate = None,
+    axes: "Iterable[Axes] | None" = None,
+    *,
+    reference: str | None = None,
+    **options: Any,
+) -> "list[Axes]":
+    """For every two tasks the metric where only these two have weight, previews as lines and the
+    reference as dots; one panel for two tasks.
+
+    - `options`: `chosen`, names of at most five tasks; `label`.
+    """
+    first, values = _common(previews, metric)
+    options = {"label": first.label(metric), "reference": reference} | options
+    return pictures.pairs(axes, first.weights, values, first.tasks, _best(first), **options)
+
+
+def histogram(
+    previews: Mapping[str, Preview],
+    metric: Aggregate = None,
+    ax: "Axes | None" = None,
+    *,
+    reference: str | None = None,
+    **options: Any,
+) -> "Axes":
+    """How many weightings of every preview attain each value: FP Figs. 3, 4 and 6.
+
+    - `options`: `bins`, `label`.
+    """
+    first = _first(previews)
+    values = {name: seen.values(metric) for name, seen in previews.items()}
+    options = {"label": first.label(metric), "reference": reference} | options
+    return pictures.histogram(ax, values, **options)
+
+
+def fronts(
+    previews: Mapping[str, Preview],
+    metrics: tuple[str, str],
+    ax: "Axes | None" = None,
+    *,
+    reference: str | None = None,
+    **options: Any,
+) -> "Axes":
+    """Pareto fronts over two metrics, all weightings as faint dots.
+
+    - `metrics`: their names.
+    - `options`: `zoom` to the fronts.
+    """
+    first = _first(previews)
+    points = {
+        name: np.stack([seen.values(metric) for metric in metrics], axis=1)
+        for name, seen in previews.items()
+    }
+    return pictures.front(ax, points, metrics, _best(first), reference=reference, **options)
+
+
+def parallel_coordinates(
+    preview: Preview, metric: Aggregate = None, ax: "Axes | None" = None, **options: Any
+) -> "Axes":
+    """Every weighting as a line over one axis for each task and one for the metric, the best on
+    top: for more than three tasks.
+
+    - `options`: `top`, how many are drawn thick; `vmin`, `vmax`, `cmap`, `label`.
+    """
+    options = {"label": preview.label(metric)} | options
+    values = preview.values(metric)
+    return pictures.parallel_coordinates(
+        ax, preview.weights, values, preview.tasks, _best(preview), **options
+    )
+
+
+def slices(
+    preview: Preview,
+    metric: Aggregate = None,
+    axes: "Iterable[Axes] | None" = None,
+    **options: Any,
+) -> "list[Axes]":
+    """For every two tasks the best value attainable at each of their weights, over those of the
+    others: for more than three tasks.
+
+    - `options`: `chosen`, names of at most eight tasks; `vmin`, `vmax`, `cmap`, `label`.
+    """
+    options = {"label": preview.label(metric)} | options
+    values = preview.values(metric)
+    return pictures.slices(axes, preview.weights, values, preview.tasks, _best(preview), **options)
+
+
+def _first(previews: Mapping[str, Preview]) -> Preview:
+    if not previews:
+        raise ValueError("previews is empty: there is nothing to draw.")
+    first, *others = previews.values()
+    if any(seen.higher_is_better != first.higher_is_better for seen in others):
+        raise ValueError(
+            "some previews count higher as better and others do not: they do not measure the same."
+        )
+    return first
+
+
+def _common(
+    previews: Mapping[str, Preview], metric: Aggregate
+) -> tuple[Preview, dict[str, Float[np.ndarray, " A"]]]:
+    first = _first(previews)
+    for name, seen in previews.items():
+        same = seen.tasks == first.tasks and seen.weights.shape == first.weights.shape
+        if not same or not np.allclose(seen.weights, first.weights, atol=1e-6):
+            raise ValueError(
+                f"preview '{name}' has other weightings than '{next(iter(previews))}': previews "
+                "beside each other must have the same tasks and weightings."
+            )
+    return first, {name: seen.values(metric) for name, seen in previews.items()}
+
+
+def _best(preview: Preview) -> Any:
+    return np.nanmax if preview.higher_is_better else np.nanmin

@@ -1,0 +1,109 @@
+"""What has been measured so far, kept in a file so that an interrupted sweep can go on."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, PyTree
+
+from bayesmerge.previews.file import Table, read, writable, write
+from bayesmerge.previews.measure import Means, Measured, ModelAt, measure
+
+SECONDS_BETWEEN_WRITES = 15.0
+
+
+class Part(NamedTuple):
+    """`model_at(models, w)` for every w along the leading axis of `weightings`, which are those of
+    the numbers `rows`, `batch_size` at a time."""
+
+    model_at: ModelAt
+    models: Any
+    weightings: PyTree
+    rows: Int[np.ndarray, " R"]
+    batch_size: int
+
+
+class Record:
+    """Metrics and details of A weightings as they are found.
+
+    - `path`: of a file to keep them in; if it exists the record starts from it.
+    - `fingerprint`: of what is measured; a file with another one is refused.
+    """
+
+    def __init__(
+        self,
+        weights: Float[np.ndarray, "A T"],
+        tasks: tuple[str, ...],
+        higher_is_better: bool,
+        path: Any = None,
+        fingerprint: str = "",
+    ):
+        nothing = np.zeros(len(weights), bool)
+        self.path = None if path is None else writable(path)
+        self.table = Table({}, {}, weights, tasks, higher_is_better, nothing, fingerprint)
+        if self.path is not None and self.path.exists():
+            self.table = self._continued(self.path)
+
+    def add(self, rows: Int[np.ndarray, " B"], measured: Measured) -> None:
+        pairs = (self.table.metrics, measured.metrics), (self.table.details, measured.details)
+        for of_all, of_batch in pairs:
+            for name, values in of_batch.items():
+                column = of_all.setdefault(name, np.full(len(self.table.found), np.nan))
+                column[rows] = values
+        self.table.found[rows] = True
+
+    def detail(self, name: str, values: Float[np.ndarray, " A"]) -> None:
+        """What is known of all weightings before they are measured."""
+        self.table.details[name] = np.asarray(values, float)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[Callable[[Any, Measured], None]]:
+        """`add`, with the file written now and then, and at the end, whatever ends it."""
+        written = time.perf_counter()
+
+        def add(rows: Int[np.ndarray, " B"], measured: Measured) -> None:
+            nonlocal written
+            self.add(rows, measured)
+            if self.path is not None and time.perf_counter() - written > SECONDS_BETWEEN_WRITES:
+                write(self.table, self.path)
+                written = time.perf_counter()
+
+        try:
+            yield add
+        finally:
+            if self.path is not None and self.table.found.any():
+                write(self.table, self.path)
+
+    def _continued(self, path: Path) -> Table:
+        table = read(path)
+        if table.fingerprint != self.table.fingerprint:
+            raise ValueError(
+                f"'{path}' is of another preview: its posteriors, weightings, data or options "
+                "differ. Continue with the same, or give another name."
+            )
+        return table
+
+
+def fill(record: Record, parts: Iterable[Part], means: Means, progress: bool | str) -> Table:
+    """Measure what the record does not have yet."""
+    from tqdm import tqdm
+
+    found = record.table.found
+    name = progress if isinstance(progress, str) else None
+    bar = tqdm(total=len(found), desc=name, disable=not progress, unit=" weightings")
+    with bar, record.kept() as keep:
+        bar.update(int(found.sum()))
+        for part in parts:
+            left = ~found[part.rows]
+            if not left.any():
+                continue
+            rows = part.rows[left]
+            weightings = jax.tree.map(lambda x, left=left: x[left], part.weightings)
+            for batch in measure(part.model_at, part.models, weightings, part.batch_size, means):
+                keep(rows[batch.rows], batch.measured)
+                bar.update(len(batch.rows))
+    return record.table
