@@ -10,20 +10,21 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from bayesmerge.families import IsotropicGaussian
+from bayesmerge.files import whole
 from bayesmerge.fit import Target, laplace
 from bayesmerge.fit.curvature import Structure
 from bayesmerge.grid import simplex_grid
-from bayesmerge.preview import joint_training, preview
-from bayesmerge.result import Preview
+from bayesmerge.previews import Preview, explorer, joint_training, preview
 
 T = TypeVar("T")
 
 TASKS = {"0–3": (0, 1, 2, 3), "4–6": (4, 5, 6), "7–9": (7, 8, 9)}
 STRUCTURES: tuple[Structure, ...] = ("isotropic", "diagonal", "full")
 PRIOR_PRECISION = 1.0
+OVERALL, JOINT = "all digits", "joint training"
 
 
 class Digits(NamedTuple):
@@ -70,9 +71,11 @@ def demo(spacing: float = 0.05, progress: bool = True) -> list[Column]:
     targets = {name: _task(digits, classes) for name, classes in TASKS.items()}
     weights = simplex_grid(len(TASKS), spacing)
 
-    def accuracy(params: PyTree) -> Float[Array, ""]:
+    def accuracies(params: PyTree) -> dict[str, Float[Array, ""]]:
         x, y = digits.test
-        return jnp.mean(jnp.argmax(softmax_regression(params, x), axis=1) == y)
+        correct = jnp.argmax(softmax_regression(params, x), axis=1) == y
+        of_tasks = {f"digits {t}": correct[_among(y, classes)] for t, classes in TASKS.items()}
+        return {name: jnp.mean(c) for name, c in ({OVERALL: correct} | of_tasks).items()}
 
     def fit(structure: Structure) -> dict[str, Any]:
         return {t: laplace(target, prior, structure=structure) for t, target in targets.items()}
@@ -81,44 +84,53 @@ def demo(spacing: float = 0.05, progress: bool = True) -> list[Column]:
     for structure in STRUCTURES:
         posteriors, fit_seconds = _timed(functools.partial(fit, structure))
         bar: str | bool = structure if progress else False
-        sweep = functools.partial(preview, posteriors, weights, accuracy, prior, progress=bar)
+        sweep = functools.partial(preview, posteriors, weights, accuracies, prior, progress=bar)
         surface, sweep_seconds = _timed(sweep)
         columns.append(Column(structure, surface, fit_seconds, sweep_seconds))
-    bar = "joint training" if progress else False
-    train = functools.partial(joint_training, targets, weights, accuracy, prior, progress=bar)
+    bar = JOINT if progress else False
+    train = functools.partial(joint_training, targets, weights, accuracies, prior, progress=bar)
     joint, seconds = _timed(train)
-    return [*columns, Column("joint training", joint, 0.0, seconds)]
+    return [*columns, Column(JOINT, joint, 0.0, seconds)]
 
 
 def draw(columns: list[Column], path: Path) -> None:
-    """The surfaces side by side on one colour scale, saved to `path`."""
+    """The accuracies on all digits side by side on one colour scale, saved to `path`."""
     import matplotlib.pyplot as plt
 
-    values = np.concatenate([column.surface.values() for column in columns])
+    values = np.concatenate([column.surface.values(OVERALL) for column in columns])
     low = math.floor(values.min() * 20) / 20
     high = math.ceil(values.max() * 20) / 20
     figure, axes = plt.subplots(1, len(columns), figsize=(13, 3.5), layout="constrained")
     for ax, column in zip(axes, columns, strict=True):
         scale: Any = {"vmin": low, "vmax": high, "levels": round((high - low) * 20)}
-        column.surface.plot(ax=ax, colorbar=False, **scale)
+        column.surface.plot(OVERALL, ax=ax, colorbar=False, **scale)
         ax.set_title(column.name, fontsize="large", pad=10)
     ticks = np.arange(np.ceil(low * 10), np.floor(high * 10) + 1) / 10
     figure.colorbar(
         axes[0].collections[0], ax=axes, label="test accuracy", ticks=ticks, aspect=15, pad=0.01
     )
-    unfinished = path.with_name(f".{path.name}.part")
     try:
-        figure.savefig(unfinished, dpi=150, format=path.suffix.removeprefix("."))
-        unfinished.replace(path)
+        with whole(path) as unfinished:
+            figure.savefig(unfinished, dpi=150, format=path.suffix.removeprefix("."))
     finally:
-        unfinished.unlink(missing_ok=True)
         plt.close(figure)
+
+
+def explore(columns: list[Column], path: Path) -> None:
+    """The surfaces on one page, with the accuracies on each task's digits too."""
+    surfaces = {column.name: column.surface for column in columns}
+    title = "Test accuracy on handwritten digits, over the weights of three tasks"
+    explorer.explore(surfaces, path, reference=JOINT, metric=OVERALL, title=title)
 
 
 def _task(digits: Digits, classes: tuple[int, ...]) -> Target:
     x, y = digits.train
-    mine = np.isin(np.asarray(y), classes)
+    mine = _among(y, classes)
     return Target.supervised(softmax_regression, "categorical", (x[mine], y[mine]))
+
+
+def _among(labels: Array, classes: tuple[int, ...]) -> Bool[np.ndarray, " N"]:
+    return np.isin(np.asarray(labels), classes)
 
 
 def _timed(run: Callable[[], T]) -> tuple[T, float]:

@@ -1,5 +1,8 @@
 """The main job on real data, in a reduced setting, and through the command line."""
 
+import json
+import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,18 +16,19 @@ from bayesmerge import demo
 from bayesmerge.cli import app
 
 pytest.importorskip("sklearn")
+pytest.importorskip("plotly")
 
 
 class Run(NamedTuple):
     columns: list[demo.Column]
     output: str
-    figure: Path
+    folder: Path
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """`bayesmerge demo`, once."""
-    figure, found = tmp_path_factory.mktemp("demo") / "figure.png", []
+    folder, found = tmp_path_factory.mktemp("demo"), []
     own = demo.demo
 
     def recorded(spacing):
@@ -33,10 +37,10 @@ def run(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(False):
         patch.setattr(demo, "demo", recorded)
-        options = ["demo", "--spacing", "0.25", "--output", str(figure)]
+        options = ["demo", "--spacing", "0.25", "--output", str(folder / "figure.png")]
         result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
-    return Run(found, result.output, figure)
+    return Run(found, result.output, folder)
 
 
 @pytest.fixture
@@ -47,8 +51,8 @@ def columns(run):
 def test_previews_of_digits(columns):
     assert [c.name for c in columns] == ["isotropic", "diagonal", "full", "joint training"]
     joint = columns[-1].surface
-    assert joint.best().value > 0.95
-    mse = {c.name: c.surface.compare(joint).mse for c in columns}
+    assert joint.best(demo.OVERALL).value > 0.95
+    mse = {c.name: c.surface.compare(joint, demo.OVERALL).mse for c in columns}
     assert mse["isotropic"] > mse["diagonal"]
     assert mse["isotropic"] > mse["full"]
     assert mse["joint training"] == 0
@@ -60,7 +64,16 @@ def test_corners_are_the_tasks_own_models(columns):
     for column in columns[:-1]:
         for corner in np.eye(3):
             (row,) = np.flatnonzero((joint.weights == corner).all(1))
-            assert abs(column.surface.values()[row] - joint.values()[row]) < 0.01
+            for metric, values in column.surface.metrics.items():
+                assert abs(values[row] - joint.metrics[metric][row]) < 0.01
+
+
+def test_the_accuracies_of_tasks_make_that_of_all_digits(columns):
+    labels = np.asarray(demo.load_digits().test[1])
+    shares = {f"digits {t}": np.isin(labels, c).mean() for t, c in demo.TASKS.items()}
+    for column in columns:
+        overall = column.surface.values(demo.OVERALL)
+        np.testing.assert_allclose(column.surface.values(shares), overall, atol=1e-6)
 
 
 def test_the_figure(columns, tmp_path):
@@ -70,9 +83,29 @@ def test_the_figure(columns, tmp_path):
 
 
 def test_the_command(run):
-    assert run.figure.exists()
-    for expected in ("isotropic", "diagonal", "full", "MSE to joint", "regret"):
+    assert {p.name for p in run.folder.iterdir()} == {"figure.png", "figure.html"}
+    for expected in ("isotropic", "diagonal", "full", "MSE to joint", "regret", "figure.html"):
         assert expected in run.output
+
+
+def test_the_page(run):
+    page = (run.folder / "figure.html").read_text("utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    data = json.loads(data)
+    assert [s["name"] for s in data["surfaces"]] == [c.name for c in run.columns]
+    assert data["metrics"] == [demo.OVERALL, "digits 0–3", "digits 4–6", "digits 7–9"]
+    assert data["first"] == 0
+    assert data["reference"] == 3
+
+
+def test_the_command_without_plotly(columns, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "demo", lambda spacing: columns)
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    result = CliRunner().invoke(app, ["demo", "--output", str(tmp_path / "figure.png")])
+    assert result.exit_code == 0, result.output
+    assert "No explorer" in result.output.splitlines()[-1]
+    assert "pip install 'bayesmerge[explorer]'" in result.output.splitlines()[-1]
+    assert [p.name for p in tmp_path.iterdir()] == ["figure.png"]
 
 
 @pytest.mark.parametrize(

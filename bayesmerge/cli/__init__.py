@@ -1,0 +1,5 @@
+"""The command line: `bayesmerge demo` and `bayesmerge preview`."""
+
+from bayesmerge.cli.commands import app
+
+__all__ = ["app"]

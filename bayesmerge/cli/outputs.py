@@ -1,0 +1,81 @@
+"""Files of a preview: checked before the work, written after it."""
+
+import csv
+import importlib.util
+import os
+from pathlib import Path
+
+import typer
+
+from bayesmerge.files import whole
+from bayesmerge.previews import Preview
+
+FIGURES = (".png", ".pdf", ".svg")
+PAGE = ".html"
+FORMATS = (".nc", ".csv", *FIGURES, PAGE)
+
+
+def checked(paths: list[Path]) -> list[Path]:
+    """The paths, data first, or an error where one cannot be written."""
+    for path in paths:
+        require_writable(path, FORMATS)
+        if path.suffix == PAGE and importlib.util.find_spec("plotly") is None:
+            raise typer.BadParameter(
+                f"{path.name} needs plotly: pip install 'bayesmerge[explorer]'",
+                param_hint="--output",
+            )
+    return sorted(paths, key=lambda path: FORMATS.index(path.suffix))
+
+
+def require_writable(path: Path, formats: tuple[str, ...]) -> None:
+    """An error where no file of one of the formats can be written to `path`."""
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}.", param_hint="--output")
+    if path.suffix not in formats:
+        raise typer.BadParameter(
+            f"{path.name} must end in one of {', '.join(formats)}.", param_hint="--output"
+        )
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise typer.BadParameter(f"{path} cannot be written.", param_hint="--output")
+
+
+def written(surface: Preview, path: Path, title: str) -> bool:
+    """Whether `surface` could be written to `path`: if not, it is said, and other files follow."""
+    try:
+        if path.suffix == ".nc":
+            surface.save(path)
+        elif path.suffix == PAGE:
+            from bayesmerge.previews.explorer import explore
+
+            explore({title: surface}, path)
+        else:
+            with whole(path) as unfinished:
+                write = _write_table if path.suffix == ".csv" else _draw
+                write(surface, unfinished, path.suffix)
+    except (OSError, ValueError) as error:
+        typer.echo(f"Not written: {path}: {error}", err=True)
+        return False
+    typer.echo(f"Written: {path}")
+    return True
+
+
+def _write_table(surface: Preview, path: Path, suffix: str) -> None:
+    columns = {
+        f"weight of {task}": w for task, w in zip(surface.tasks, surface.weights.T, strict=True)
+    }
+    columns |= {**surface.metrics, **surface.details}
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+
+
+def _draw(surface: Preview, path: Path, suffix: str) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(layout="constrained")
+    try:
+        surface.plot(ax=axes)
+        figure.savefig(path, dpi=150, format=suffix.removeprefix("."))
+    finally:
+        plt.close(figure)
