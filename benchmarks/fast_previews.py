@@ -1,0 +1,168 @@
+"""FP Figs. 8 and 9 and the MNIST rows of FP Tables 1 and 2, with the papers' numbers beside ours.
+
+Full size is the default; `--pool 2 --count 20000 --spacing 0.1` takes minutes. Previews and joint
+training are kept in `--folder`: an interrupted run goes on where it was.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from mnist import CLASSES, FOLDER, Tasks, mnist, tasks
+
+import bayesmerge as bm
+
+STEPS, STEP_SIZE, SAMPLES = 25, 0.1, 4
+MIXTURE_STEP_SIZE, WEIGHT_STEP_SIZE = 0.02, 3e-6
+
+
+class Printed(NamedTuple):
+    """MSE to joint (FP Table 1), and the best accuracy in the preview and there (FP Table 2)."""
+
+    mse: float
+    best: float
+    joint_there: float
+
+
+PAPER = {
+    "imbalanced": {
+        "averaging": Printed(0.2067, 76.8, 90.0),
+        "full Gaussian": Printed(0.1528, 80.3, 89.4),
+        "mixture": Printed(0.0463, 87.2, 90.4),
+    },
+    "balanced": {
+        "averaging": Printed(0.2015, 71.3, 90.7),
+        "full Gaussian": Printed(0.1191, 78.5, 90.5),
+        "mixture": Printed(0.0809, 83.2, 90.2),
+    },
+}
+
+
+def averaging(problem: Tasks, options: argparse.Namespace) -> dict[str, Any]:
+    """Modes under one precision: their merge is Σ_t α_tθ_t."""
+    modes = {t: bm.find_mode(target).params for t, target in problem.targets.items()}
+    return {t: bm.IsotropicGaussian.from_mean_precision(mode, 1.0) for t, mode in modes.items()}
+
+
+def full_gaussian(problem: Tasks, options: argparse.Namespace) -> dict[str, Any]:
+    """Variational online Newton from the prior, as many steps as FP B.2 takes."""
+    return {
+        t: bm.von(
+            target,
+            start=_wide(problem),
+            step_size=STEP_SIZE,
+            num_steps=STEPS,
+            num_samples=SAMPLES,
+            key=jax.random.key(0),
+            progress=f"full Gaussian, {t}",
+        )
+        for t, target in problem.targets.items()
+    }
+
+
+def mixture(problem: Tasks, options: argparse.Namespace) -> dict[str, Any]:
+    """A variational mixture, its components around the prior's mean at first."""
+    return {
+        t: bm.mixture_von(
+            target,
+            start=_wide(problem),
+            num_components=options.components,
+            spread=options.spread,
+            step_size=options.mixture_step_size,
+            weight_step_size=WEIGHT_STEP_SIZE,
+            num_steps=STEPS,
+            num_samples=SAMPLES,
+            batch_size=options.batch_size,
+            key=jax.random.key(0),
+            progress=f"mixture, {t}",
+        )
+        for t, target in problem.targets.items()
+    }
+
+
+POSTERIORS: dict[str, Callable[[Tasks, argparse.Namespace], dict[str, Any]]] = {
+    "averaging": averaging,
+    "full Gaussian": full_gaussian,
+    "mixture": mixture,
+}
+
+
+def _wide(problem: Tasks) -> bm.FullGaussian:
+    prior = problem.prior
+    eye = float(prior.precision) * jnp.eye(prior.layout.size)
+    return bm.FullGaussian.from_mean_precision(prior.mode(), eye)
+
+
+def surfaces(
+    setting: str, problem: Tasks, options: argparse.Namespace
+) -> Iterator[tuple[str, bm.Preview]]:
+    """Previews by name, the last one joint training."""
+    weights = bm.simplex_grid(3, options.spacing)
+    for name in options.posteriors:
+        file = options.folder / f"{setting}, {name}.nc"
+        if not file.exists():
+            start = time.perf_counter()
+            posteriors = POSTERIORS[name](problem, options)
+            fitted = time.perf_counter()
+            prior = None if name == "averaging" else problem.prior
+            bm.preview(posteriors, weights, problem.accuracy, prior, progress=name).save(file)
+            print(f"{name}: fitted in {fitted - start:.0f} s, "
+                  f"swept in {time.perf_counter() - fitted:.0f} s", flush=True)  # fmt: skip
+        yield name, bm.Preview.load(file)
+    start = time.perf_counter()
+    joint = bm.joint_training(
+        problem.targets, weights, problem.accuracy, batch_size=8,
+        save=options.folder / f"{setting}, joint training.nc",
+    )  # fmt: skip
+    print(f"joint training: {time.perf_counter() - start:.0f} s", flush=True)
+    yield "joint training", joint
+
+
+def table(setting: str, seen: dict[str, bm.Preview]) -> str:
+    """MSE, best accuracy in the preview and of joint training there: ours, and FP's."""
+    joint = seen["joint training"]
+    head = f"{'':16}{'MSE':>8}{'FP':>8}" + 2 * f"{'best':>8}{'(joint)':>9}" + "  (FP's last)"
+    lines = [f"{setting}: joint training at best {100 * joint.best().value:.1f} %", head]
+    for name, preview in seen.items():
+        if preview is not joint:
+            best, paper = preview.best(), PAPER[setting][name]
+            there = 100 * joint.values()[best.row]
+            lines.append(
+                f"{name:16}{preview.compare(joint).mse:8.4f}{paper.mse:8.4f}"
+                f"{100 * best.value:8.1f}{f'({there:.1f})':>9}"
+                f"{paper.best:8.1f}{f'({paper.joint_there})':>9}"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=FOLDER, help="a folder of IDX files")
+    parser.add_argument("--openml", action="store_true", help="download MNIST instead")
+    parser.add_argument("--setting", choices=[*CLASSES, "both"], default="both")
+    parser.add_argument("--posteriors", nargs="*", choices=[*POSTERIORS], default=[*POSTERIORS])
+    parser.add_argument("--pool", type=int, default=1)
+    parser.add_argument("--count", type=int, default=60_000)
+    parser.add_argument("--spacing", type=float, default=0.02)
+    parser.add_argument("--components", type=int, default=20)
+    parser.add_argument("--spread", type=float, default=1.0)
+    parser.add_argument("--mixture-step-size", type=float, default=MIXTURE_STEP_SIZE)
+    parser.add_argument("--batch-size", type=int, help="examples a step of the mixture")
+    parser.add_argument("--folder", type=Path, default=Path("fast-previews"))
+    options = parser.parse_args()
+    options.folder.mkdir(exist_ok=True)
+    images = mnist(None if options.openml else options.data, pool=options.pool, count=options.count)
+    for setting in CLASSES if options.setting == "both" else [options.setting]:
+        seen = dict(surfaces(setting, tasks(setting, images), options))
+        print(table(setting, seen), flush=True)
+        axes = bm.plots.ternaries(seen, reference="joint training", label="test accuracy")
+        axes[0].figure.savefig(options.folder / f"{setting}.png", dpi=150)
+        bm.plots.explore(seen, options.folder / f"{setting}.html", reference="joint training")
+
+
+if __name__ == "__main__":
+    main()
