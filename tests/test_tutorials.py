@@ -15,8 +15,8 @@ pytestmark = pytest.mark.slow
 each = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 
 
-def test_there_are_eight():
-    assert [path.stem[:2] for path in SCRIPTS] == ["01", "02", "03", "04", "05", "06", "07", "08"]
+def test_there_are_nine():
+    assert [path.stem[:2] for path in SCRIPTS] == [f"{number:02}" for number in range(1, 10)]
 
 
 @each
