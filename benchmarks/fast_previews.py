@@ -1,7 +1,7 @@
 """FP Figs. 8 and 9 and the MNIST rows of FP Tables 1 and 2, with the papers' numbers beside ours.
 
-Full size is the default; `--pool 2 --count 20000 --spacing 0.1` takes minutes. Previews and joint
-training are kept in `--folder`: an interrupted run goes on where it was.
+Full size is the default; `--pool 2 --count 20000 --spacing 0.1` takes minutes. Posteriors, previews
+and joint training are kept in `--folder`: an interrupted run goes on where it was.
 """
 
 import argparse
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from mnist import CLASSES, FOLDER, Tasks, mnist, tasks
 
 import bayesmerge as bm
+from bayesmerge.fit.curvature import Structure
 
 STEPS, STEP_SIZE, SAMPLES = 25, 0.1, 4
 MIXTURE_STEP_SIZE, WEIGHT_STEP_SIZE = 0.02, 3e-6
@@ -49,16 +49,21 @@ def averaging(problem: Tasks, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def full_gaussian(problem: Tasks, options: argparse.Namespace) -> dict[str, Any]:
+    return von(problem, "full", progress=True)
+
+
+def von(problem: Tasks, structure: Structure, progress: bool = False) -> dict[str, Any]:
     """Variational online Newton from the prior, as many steps as FP B.2 takes."""
     return {
         t: bm.von(
             target,
-            start=_wide(problem),
+            start=_wide(problem, structure),
+            structure=structure,
             step_size=STEP_SIZE,
             num_steps=STEPS,
             num_samples=SAMPLES,
             key=jax.random.key(0),
-            progress=f"full Gaussian, {t}",
+            progress=progress and f"{structure} Gaussian, {t}",
         )
         for t, target in problem.targets.items()
     }
@@ -69,7 +74,7 @@ def mixture(problem: Tasks, options: argparse.Namespace) -> dict[str, Any]:
     return {
         t: bm.mixture_von(
             target,
-            start=_wide(problem),
+            start=_wide(problem, "full"),
             num_components=options.components,
             spread=options.spread,
             step_size=options.mixture_step_size,
@@ -91,10 +96,19 @@ POSTERIORS: dict[str, Callable[[Tasks, argparse.Namespace], dict[str, Any]]] = {
 }
 
 
-def _wide(problem: Tasks) -> bm.FullGaussian:
-    prior = problem.prior
-    eye = float(prior.precision) * jnp.eye(prior.layout.size)
-    return bm.FullGaussian.from_mean_precision(prior.mode(), eye)
+def _wide(problem: Tasks, structure: Structure) -> Any:
+    """The prior as a Gaussian of this structure."""
+    diagonal = problem.prior.widen()
+    return {"isotropic": problem.prior, "diagonal": diagonal, "full": diagonal.widen()}[structure]
+
+
+def _fitted(setting: str, name: str, problem: Tasks, options: argparse.Namespace) -> dict[str, Any]:
+    file = options.folder / f"{setting}, {name}.safetensors"
+    if not file.exists():
+        start = time.perf_counter()
+        bm.checkpoints.save(file, POSTERIORS[name](problem, options))
+        print(f"{name}: fitted in {time.perf_counter() - start:.0f} s", flush=True)
+    return bm.checkpoints.load(file).posteriors
 
 
 def surfaces(
@@ -102,17 +116,17 @@ def surfaces(
 ) -> Iterator[tuple[str, bm.Preview]]:
     """Previews by name, the last one joint training."""
     weights = bm.simplex_grid(3, options.spacing)
+    refinement = {"targets": problem.targets, "refine": options.refine} if options.refine else {}
     for name in options.posteriors:
-        file = options.folder / f"{setting}, {name}.nc"
-        if not file.exists():
-            start = time.perf_counter()
-            posteriors = POSTERIORS[name](problem, options)
-            fitted = time.perf_counter()
-            prior = None if name == "averaging" else problem.prior
-            bm.preview(posteriors, weights, problem.accuracy, prior, progress=name).save(file)
-            print(f"{name}: fitted in {fitted - start:.0f} s, "
-                  f"swept in {time.perf_counter() - fitted:.0f} s", flush=True)  # fmt: skip
-        yield name, bm.Preview.load(file)
+        posteriors = _fitted(setting, name, problem, options)
+        start = time.perf_counter()
+        prior = None if name == "averaging" else problem.prior
+        file = options.folder / f"{setting}, {name}{_suffix(options)}.nc"
+        seen = bm.preview(
+            posteriors, weights, problem.accuracy, prior, save=file, progress=name, **refinement
+        )
+        print(f"{name}: swept in {time.perf_counter() - start:.0f} s", flush=True)
+        yield name, seen
     start = time.perf_counter()
     joint = bm.joint_training(
         problem.targets, weights, problem.accuracy, batch_size=8,
@@ -120,6 +134,10 @@ def surfaces(
     )  # fmt: skip
     print(f"joint training: {time.perf_counter() - start:.0f} s", flush=True)
     yield "joint training", joint
+
+
+def _suffix(options: argparse.Namespace) -> str:
+    return f", {options.refine} gradients" if options.refine else ""
 
 
 def table(setting: str, seen: dict[str, bm.Preview]) -> str:
@@ -152,6 +170,7 @@ def main() -> None:
     parser.add_argument("--spread", type=float, default=1.0)
     parser.add_argument("--mixture-step-size", type=float, default=MIXTURE_STEP_SIZE)
     parser.add_argument("--batch-size", type=int, help="examples a step of the mixture")
+    parser.add_argument("--refine", type=int, default=0, help="gradients for every weighting")
     parser.add_argument("--folder", type=Path, default=Path("fast-previews"))
     options = parser.parse_args()
     options.folder.mkdir(exist_ok=True)
@@ -160,8 +179,9 @@ def main() -> None:
         seen = dict(surfaces(setting, tasks(setting, images), options))
         print(table(setting, seen), flush=True)
         axes = bm.plots.ternaries(seen, reference="joint training", label="test accuracy")
-        axes[0].figure.savefig(options.folder / f"{setting}.png", dpi=150)
-        bm.plots.explore(seen, options.folder / f"{setting}.html", reference="joint training")
+        axes[0].figure.savefig(options.folder / f"{setting}{_suffix(options)}.png", dpi=150)
+        page = options.folder / f"{setting}{_suffix(options)}.html"
+        bm.plots.explore(seen, page, reference="joint training")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
+from fast_previews import von
 from mnist import CLASSES, FOLDER, Tasks, mnist, tasks
 
 import bayesmerge as bm
@@ -21,24 +21,6 @@ STEPS = (0, 1, 2, 4, 8)
 
 def laplace(problem: Tasks, structure: Structure) -> dict[str, Any]:
     return {t: bm.laplace(x, structure=structure) for t, x in problem.targets.items()}
-
-
-def von(problem: Tasks, structure: Structure) -> dict[str, Any]:
-    """From the prior, as many steps as FP B.2 takes."""
-    start = problem.prior.widen()
-    start = start.widen() if structure == "full" else start
-    options = {"step_size": 0.1, "num_steps": 25, "num_samples": 4, "progress": False}
-    return {
-        t: bm.von(
-            target,
-            start=start,
-            structure=structure,
-            key=jax.random.key(0),
-            progress=False,
-            **options,
-        )
-        for t, target in problem.targets.items()
-    }
 
 
 STARTS: dict[str, Callable[[Tasks], dict[str, Any]]] = {

@@ -34,6 +34,7 @@ def reproduced(tmp_path_factory):
         spread=1.0,
         mixture_step_size=0.02,
         batch_size=100,
+        refine=0,
         folder=tmp_path_factory.mktemp("fast previews"),
     )
     seen = dict(study.surfaces("balanced", data.tasks("balanced", images), options))
