@@ -81,9 +81,9 @@ def _pooled(pixels: Float[np.ndarray, "N H W"], pool: int) -> Float[np.ndarray, 
 
 
 def _read(path: Path) -> Any:
-    """An IDX file: two zeros, the type (8: uint8), the number of axes, their lengths, the data."""
-    with gzip.open(path) as file:
-        raw = file.read()
+    """An IDX file, or where there is none one without .gz: two zeros, the type (8: uint8), the
+    number of axes, their lengths, the data."""
+    raw = gzip.decompress(path.read_bytes()) if path.exists() else path.with_suffix("").read_bytes()
     axes = raw[3]
     shape = struct.unpack(f">{axes}I", raw[4 : 4 + 4 * axes])
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape)

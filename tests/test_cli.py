@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +134,7 @@ def test_options_reach_the_preview(folder, monkeypatch):
 
     monkeypatch.setattr(commands, "sweep", recorded)
     arguments = "q.safetensors", "mymetric:near", "--method", "each", "--batch-size", 7
+    arguments = *arguments, "--save", "kept.nc"
     code, output, _ = run(*arguments)
     assert code == 2
     assert "that is enough" in output
@@ -141,6 +143,7 @@ def test_options_reach_the_preview(folder, monkeypatch):
         "method": "each",
         "batch_size": 7,
         "compiled": True,
+        "save": Path("kept.nc"),
         "tasks": ["a", "b [red]", "ü"],
         "count": 66,
     }

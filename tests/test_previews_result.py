@@ -4,20 +4,22 @@ import concurrent.futures
 import itertools
 import warnings
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import bayesmerge as bm
+from bayesmerge.previews.measure import Means, Model, measure
 
 TASKS = ("a", "b", "c")
 WEIGHTS = bm.simplex_grid(3, 0.1)
 
 
-def surface(seed=0, higher_is_better=True, metrics=TASKS, missing=()):
+def surface(seed=0, higher_is_better=True, metrics=TASKS, missing=(), digits=16):
     rng = np.random.default_rng(seed)
-    values = {name: rng.uniform(size=len(WEIGHTS)) for name in metrics}
+    values = {name: rng.uniform(size=len(WEIGHTS)).round(digits) for name in metrics}
     for row in missing:
         values[metrics[0]][row] = np.nan
     with warnings.catch_warnings():
@@ -58,9 +60,10 @@ def test_bounds_are_kept():
         seen.best({"d": 1.0})
 
 
+@pytest.mark.parametrize("digits", [16, 1])
 @pytest.mark.parametrize("higher_is_better", [True, False])
-def test_fronts_by_brute_force(higher_is_better):
-    seen = surface(1, higher_is_better, missing=[3])
+def test_fronts_by_brute_force(higher_is_better, digits):
+    seen = surface(1, higher_is_better, missing=[3], digits=digits)
     sign = 1 if higher_is_better else -1
     points = sign * np.stack([*seen.metrics.values()], axis=1)
     beaten = {
@@ -111,6 +114,29 @@ def test_comparisons_of_the_best():
     assert surface(metrics=("a",)).compare(surface(5, metrics=("a",))).front_share is None
 
 
+def test_the_top_overlap_leaves_ties_to_chance():
+    truth = surface(4, metrics=("a",)).values()
+    tied = bm.Preview({"a": np.round(truth, 1)}, WEIGHTS, TASKS)
+    shuffled = np.random.default_rng(0).permutation(len(truth))
+    again = bm.Preview({"a": tied.values()[shuffled]}, WEIGHTS, TASKS)
+    overlap = tied.compare(truth).top_overlap
+    assert again.compare(truth[shuffled]).top_overlap == pytest.approx(overlap, rel=1e-12)
+    nothing = bm.Preview({"a": np.zeros(len(WEIGHTS))}, WEIGHTS, TASKS)
+    assert nothing.compare(truth).top_overlap == pytest.approx(7 / 66)
+
+
+def test_what_does_not_compare():
+    with pytest.raises(ValueError, match=r"reference has the metrics \('b',\), and this preview"):
+        surface(metrics=("a",)).compare(surface(metrics=("b",)))
+    assert surface().compare(surface(metrics=("a",)), "a").mse == 0
+    with pytest.raises(ValueError, match=r"weights have shape \(66, 3\), and for the tasks"):
+        bm.Preview({"a": np.zeros(66)}, WEIGHTS, ("a", "b"))
+    with pytest.raises(ValueError, match="NaN at each of the 1 weightings that keep the bounds"):
+        surface(missing=[3]).best(
+            "a", at_most={"b": surface().metrics["b"][3]}, at_least={"b": surface().metrics["b"][3]}
+        )
+
+
 def gaussians():
     rng = np.random.default_rng(0)
     roots = {t: rng.normal(size=(4, 4)) for t in TASKS}
@@ -130,7 +156,7 @@ def test_previews_are_kept_whole(tmp_path):
     rng = np.random.default_rng(0)
     names = {"accuracy 0/1", "größe"}
     metrics = {name: rng.normal(size=len(WEIGHTS)) for name in names}
-    details = {"error": rng.uniform(size=len(WEIGHTS))}
+    details = {"mode error": rng.uniform(size=len(WEIGHTS))}
     seen = bm.Preview(metrics, WEIGHTS, ("0–3", "π", "c d"), False, details)
     path = tmp_path / "seen.nc"
     seen.save(path)
@@ -190,6 +216,65 @@ def test_interrupted_sweeps_go_on(tmp_path):
     np.testing.assert_array_equal(kept.values(), seen.values())
     with pytest.raises(ValueError, match="is of another preview"):
         bm.preview(gaussians(), WEIGHTS[::-1], Interrupted(0), **options)
+
+
+def test_a_sweep_does_not_go_on_with_another_metric(tmp_path):
+    options = {"compiled": False, "save": tmp_path / "sweep.nc", "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        bm.preview(gaussians(), WEIGHTS, Interrupted(20), **options)
+
+    def metric(theta):
+        return {"first": theta[0]}
+
+    with pytest.raises(
+        ValueError, match=r"has the metrics \('first', 'norm'\), and the metric ret"
+    ):
+        bm.preview(gaussians(), WEIGHTS, metric, **options)
+
+
+def test_damage_is_noticed(tmp_path):
+    surface().save(tmp_path / "seen.nc")
+    whole = (tmp_path / "seen.nc").read_bytes()
+    values = whole.index(surface().weights.astype(">f8").tobytes())
+    for cut in (21, 100, len(whole) // 2):
+        (tmp_path / "seen.nc").write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match="no saved preview, or a damaged one"):
+            bm.Preview.load(tmp_path / "seen.nc")
+    for byte in range(values, values + 400, 37):
+        damaged = bytearray(whole)
+        damaged[byte] ^= 4
+        (tmp_path / "seen.nc").write_bytes(damaged)
+        with pytest.raises(ValueError, match="its checksum is not that of its content"):
+            bm.Preview.load(tmp_path / "seen.nc")
+    (tmp_path / "folder.nc").mkdir()
+    with pytest.raises(ValueError, match="that is a folder"):
+        surface().save(tmp_path / "folder.nc")
+
+
+def test_what_is_not_finite_is_no_accuracy():
+    def largest(theta):
+        return (jnp.argmax(theta) == 0).astype(float)
+
+    good = gaussians()
+    damaged = eqx.tree_at(lambda q: q.linear, good["b"], good["b"].linear.at[0].set(jnp.nan))
+    with pytest.raises(ValueError, match="the posterior of 'b' has parameters that are not finite"):
+        bm.preview(good | {"b": damaged}, WEIGHTS, largest)
+    for compiled in (True, False):
+        measured = measure(
+            lambda scale, w: Model(scale * w, {}), jnp.inf, jnp.eye(2), 2, Means(largest, compiled)
+        )
+        assert all(np.isnan(batch.measured.metrics["metric"]).all() for batch in measured)
+
+
+def test_metrics_keep_their_order_and_details_their_names():
+    seen = bm.preview(gaussians(), WEIGHTS, lambda x: {"z": x[0], "a": x[1]}, progress=False)
+    assert tuple(seen.metrics) == ("z", "a")
+    with pytest.raises(ValueError, match=r"'mismatch'.*are names of the result's own"):
+        bm.preview(gaussians(), WEIGHTS, lambda x: {"mismatch": x[0]}, progress=False)
+    with pytest.raises(ValueError, match="are metrics and details"):
+        bm.Preview({"a": np.zeros(66)}, WEIGHTS, TASKS, True, {"a": np.zeros(66)})
+    with pytest.raises(ValueError, match="batch_size is -1"):
+        bm.preview(gaussians(), WEIGHTS, first_and_norm, batch_size=-1)
 
 
 def test_a_sweep_that_found_nothing_leaves_no_file(tmp_path):

@@ -82,6 +82,13 @@ def preview(
         int | None,
         typer.Option(min=1, help="Weightings at once; by default what fits into 256 MB."),
     ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="A .nc file that is written while the sweep runs; with the same posteriors, "
+            "spacing and metric an interrupted one goes on from it."
+        ),
+    ] = None,
     not_compiled: Annotated[
         bool,
         typer.Option(
@@ -106,6 +113,7 @@ def preview(
                 method=method,
                 batch_size=batch_size,
                 compiled=not not_compiled,
+                save=save,
             )
         except (TypeError, ValueError) as error:
             raise typer.BadParameter(str(error)) from error

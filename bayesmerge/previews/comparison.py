@@ -18,9 +18,9 @@ class Comparison(NamedTuple):
     - `mse`: mean (preview − reference)² (FP Table 1).
     - `rank_correlation`: Spearman's, of the two metrics over weightings.
     - `top_overlap`: how many of the reference's best tenth of weightings are also in the preview's,
-      as a share.
+      as a share; of equal values any may count, and the share is expected.
     - `regret`: the reference's best value minus its value where the preview is best: what is lost
-      by trusting the preview. Never negative.
+      by trusting the preview, of whose equally best weightings the first counts. Never negative.
     - `front_share`: of the hypervolume below the reference's Pareto front over all metrics, the
       share below its values where the preview has its own front; `None` without several metrics.
     - `compared`: the number of weightings at which both are finite, which these are taken over.
@@ -61,10 +61,17 @@ def compared(
 
 
 def _top_overlap(values: np.ndarray, truth: np.ndarray, higher_is_better: bool) -> float:
+    """Expected, where which of equal values come first is left to chance."""
     sign = 1 if higher_is_better else -1
     count = max(1, round(TOP * len(values)))
-    tops = [set(np.argsort(-sign * x, kind="stable")[:count].tolist()) for x in (values, truth)]
-    return len(tops[0] & tops[1]) / count
+    return float(_in_top(sign * values, count) @ _in_top(sign * truth, count)) / count
+
+
+def _in_top(values: Float[np.ndarray, " A"], count: int) -> Float[np.ndarray, " A"]:
+    """The probability that each is among the `count` largest."""
+    threshold = np.sort(values)[-count]
+    above, equal = values > threshold, values == threshold
+    return above + equal * (count - above.sum()) / equal.sum()
 
 
 def _front_share(

@@ -93,6 +93,11 @@ def _check_path(path: Path) -> None:
 
 
 def _check_surfaces(surfaces: "Mapping[str, Preview]") -> None:
+    if not isinstance(surfaces, Mapping):
+        raise TypeError(
+            f"surfaces is a {type(surfaces).__name__}: give them by name, as "
+            "{'isotropic': preview}."
+        )
     if not surfaces:
         raise ValueError("surfaces is empty: give at least one, as {'isotropic': preview}.")
     (one, first), *others = surfaces.items()

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from bayesmerge.files import whole
+from bayesmerge.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,6 +33,8 @@ def writable(path: Any) -> Path:
     path = Path(path)
     if path.suffix != SUFFIX:
         raise ValueError(f"the file is '{path}', and its name must end in {SUFFIX} (netCDF).")
+    if path.is_dir():
+        raise ValueError(f"the file is '{path}', and that is a folder: give another name.")
     if not path.parent.is_dir():
         raise ValueError(f"the file is '{path}', and there is no folder '{path.parent}'.")
     return path
@@ -50,7 +53,7 @@ def read(path: Path) -> Table:
     try:
         with xr.open_dataset(path, engine="scipy") as dataset:
             return _as_table(dataset.load())
-    except (KeyError, TypeError, ValueError, AttributeError, EOFError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, EOFError) as error:
         raise ValueError(
             f"'{path}' is no saved preview, or a damaged one ({error}): give another name, or "
             "delete it."
@@ -77,6 +80,7 @@ def _as_dataset(table: Table) -> "xr.Dataset":
             "format": FORMAT,
             "higher_is_better": int(table.higher_is_better),
             "fingerprint": table.fingerprint,
+            "checksum": _checksum(table),
         },
     )
 
@@ -92,7 +96,7 @@ def _as_table(dataset: "xr.Dataset") -> Table:
         else {}
         for kind in ("metric", "detail")
     }
-    return Table(
+    table = Table(
         named["metric"],
         named["detail"],
         dataset.weights.values,
@@ -101,3 +105,13 @@ def _as_table(dataset: "xr.Dataset") -> Table:
         dataset.found.values.astype(bool),
         str(dataset.attrs["fingerprint"]),
     )
+    if dataset.attrs["checksum"] != _checksum(table):
+        raise ValueError("its checksum is not that of its content")
+    return table
+
+
+def _checksum(table: Table) -> str:
+    words = table.tasks, bool(table.higher_is_better), table.fingerprint
+    numbers = [np.asarray(x, float) for x in (*table.metrics.values(), *table.details.values())]
+    names = *table.metrics, *table.details
+    return fingerprint(numbers, table.weights, table.found, words=(*words, *names))

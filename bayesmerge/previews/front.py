@@ -37,7 +37,9 @@ def front(values: Float[np.ndarray, "A M"], higher_is_better: bool) -> Int[np.nd
     finite = np.flatnonzero(np.isfinite(values).all(axis=1))
     if not len(finite):
         raise ValueError("one of the metrics is NaN at every weighting: there is no front.")
-    rows = finite[moocore.is_nondominated(values[finite], maximise=higher_is_better)]
+    rows = finite[
+        moocore.is_nondominated(values[finite], maximise=higher_is_better, keep_weakly=True)
+    ]
     order = np.argsort(values[rows, 0], kind="stable")
     return rows[order[::-1] if higher_is_better else order]
 

@@ -64,6 +64,8 @@ def joint_training(
     Source: FP equation 1 with the prior of FP equation 7; GM equation 7.
     """
     names, losses = named(targets, "targets")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, and it is a number of weightings, ≥ 1.")
     alpha = jnp.atleast_2d(as_weights(weights, names))
     streamed = any(target.is_streamed for target in losses)
     means = Means(metric, compiled, not streamed, executor)

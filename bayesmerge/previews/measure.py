@@ -1,5 +1,6 @@
 """The metric of many models: a batch of them in one compiled program, or one after the other."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any, NamedTuple, TypeAlias
@@ -10,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from bayesmerge.families.checks import all_finite
+
 Metric: TypeAlias = Callable[[PyTree], Any]
 ModelAt: TypeAlias = Callable[[Any, Any], "Model"]
 
 RESERVED = {"weights", "task", "weighting"}
+DETAILS = {"mode error", "gradients", "mismatch", "last mismatch", "spread", "steps"}
 AHEAD = 64
 """Jobs that an executor is given before results are awaited."""
 
@@ -182,12 +186,13 @@ def _in_turn(function: Callable[[PyTree], Any], draws: PyTree) -> Any:
     return jax.tree.map(lambda *x: jnp.stack(x), *values)
 
 
-def _metrics(metric: Metric, params: PyTree) -> dict[str, Float[Array, ""]]:
+def _metrics(metric: Metric, params: PyTree) -> "OrderedDict[str, Float[Array, '']]":
+    """By name, in the metric's order, and NaN where parameters are not finite."""
     values = metric(params)
     if not isinstance(values, Mapping):
         values = {"metric": values}
     try:
-        arrays = {str(name): jnp.asarray(value, float) for name, value in values.items()}
+        arrays = OrderedDict((str(name), jnp.asarray(x, float)) for name, x in values.items())
     except (TypeError, ValueError) as error:
         if isinstance(error, (jax.errors.JAXTypeError, jax.errors.TracerArrayConversionError)):
             raise
@@ -195,10 +200,10 @@ def _metrics(metric: Metric, params: PyTree) -> dict[str, Float[Array, ""]]:
             f"the metric returned {type(next(iter(values.values()))).__name__}, and it must return "
             "a number, or a mapping from names to numbers."
         ) from error
-    if not arrays or set(arrays) & RESERVED:
+    if not arrays or set(arrays) & (RESERVED | DETAILS):
         raise ValueError(
             f"the metric returned the names {tuple(arrays)}; there must be at least one, and "
-            f"{tuple(sorted(RESERVED))} are names of the result's own."
+            f"{tuple(sorted(RESERVED | DETAILS))} are names of the result's own."
         )
     for name, value in arrays.items():
         if value.shape != ():
@@ -206,4 +211,5 @@ def _metrics(metric: Metric, params: PyTree) -> dict[str, Float[Array, ""]]:
                 f"metric '{name}' has shape {value.shape}, and it must be a scalar: take the mean "
                 "over examples, or return a mapping with one scalar for each task."
             )
-    return arrays
+    is_model = all_finite(params)
+    return OrderedDict((name, jnp.where(is_model, x, jnp.nan)) for name, x in arrays.items())

@@ -49,7 +49,8 @@ def is_line(exponents: Float[np.ndarray, "A K"]) -> bool:
 
 
 def _dimensions(exponents: Float[np.ndarray, "A K"]) -> int:
-    return int(np.linalg.matrix_rank(exponents))
+    """As many as rounding in float32 leaves in no doubt."""
+    return int(np.linalg.matrix_rank(exponents, rtol=1e-6))
 
 
 def _precision(factors: list[Any], exponents: Float[np.ndarray, " K"]) -> Any:

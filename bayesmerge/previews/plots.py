@@ -44,7 +44,10 @@ def ternaries(
     ```
     """
     first, values = _common(previews, metric)
+    _require_simplex(first)
     options = {"label": first.label(metric), "reference": reference} | options
+    if isinstance(metric, str) and metric in first.details:
+        options = {"starred": False} | options
     return pictures.ternaries(axes, first.weights, values, first.tasks, _best(first), **options)
 
 
@@ -98,6 +101,8 @@ def fronts(
     - `options`: `zoom` to the fronts.
     """
     first = _first(previews)
+    if isinstance(metrics, str) or len(metrics) != 2:
+        raise ValueError(f"metrics is {metrics!r}, and a front is drawn over the names of two.")
     points = {
         name: np.stack([seen.values(metric) for metric in metrics], axis=1)
         for name, seen in previews.items()
@@ -136,13 +141,34 @@ def slices(
     return pictures.slices(axes, preview.weights, values, preview.tasks, _best(preview), **options)
 
 
-def _first(previews: Mapping[str, Preview]) -> Preview:
+def _require_simplex(seen: Preview) -> None:
+    weights = seen.weights
+    if weights.shape[1] != 3 or not (np.allclose(weights.sum(1), 1) and (weights >= 0).all()):
+        raise ValueError(
+            f"the previews are of {weights.shape[1]} tasks, with weights that sum to "
+            f"{weights.sum(1).min():.3g} to {weights.sum(1).max():.3g}: a triangle has three that "
+            "are ≥ 0 and sum to 1. Use `Preview.plot`, `slices` or `parallel_coordinates`."
+        )
+    if np.linalg.matrix_rank(weights - weights[:1]) < 2:
+        raise ValueError("the weightings lie on one line: there is no triangle to draw.")
+
+
+def _first(previews: Any) -> Preview:
+    if not isinstance(previews, Mapping):
+        raise TypeError(
+            f"previews is a {type(previews).__name__}: give them by name, as {'merged': preview}."
+        )
     if not previews:
         raise ValueError("previews is empty: there is nothing to draw.")
     first, *others = previews.values()
     if any(seen.higher_is_better != first.higher_is_better for seen in others):
         raise ValueError(
             "some previews count higher as better and others do not: they do not measure the same."
+        )
+    if any(set(seen.metrics) != set(first.metrics) for seen in others):
+        names = [tuple(seen.metrics) for seen in previews.values()]
+        raise ValueError(
+            f"previews have different metrics, {names}: draw those that measure the same."
         )
     return first
 

@@ -1,16 +1,20 @@
 """Many task weightings at once: merge, take the mode, measure; before anyone pays for training."""
 
 import os
+import warnings
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from bayesmerge.families.checks import all_finite, is_concrete
 from bayesmerge.fingerprint import fingerprint
 from bayesmerge.fit.absorb import absorb
+from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.optimise import Objective
 from bayesmerge.fit.target import JointTarget
 from bayesmerge.previews.measure import Means, Metric, Model
@@ -62,7 +66,9 @@ def preview(
     - `until`: a mismatch, ‖Λ^{-½}∇‖/√P with the gradient ∇ of the joint objective, in posterior
       standard deviations: weightings below it are refined no further.
     - `num_samples`, `key`: draws of every merged posterior, around the mode as refined, for the
-      spread of each metric over them: how unsure the picture is. Gaussians and their mixtures.
+      spread of each metric over them: how unsure the picture is. For Gaussians; the draws of a
+      product of mixtures are those of the Gaussian that touches it at its highest mode, narrower
+      than all of it.
     - `batch_size`: weightings merged at once; by default as many as keep the merged posteriors
       within 256 MB.
     - `compiled`: `False` for a metric that is not a JAX function (NumPy, scikit-learn): it is then
@@ -75,14 +81,17 @@ def preview(
     - `progress`: whether to show a progress bar, or a name for it.
 
     **Returns** a `Preview`, whose `details` are the bound on the relative error of each mode
-    (`error`, from a basis), of refined modes the `mismatch` before and the `gradients` spent, and
+    (`mode error`, from a basis), of refined modes the `mismatch` at the merged mode and at the last
+    of the `gradients` (`last mismatch`; one more step follows), and
     of draws the standard deviation of every metric (`spread of <name>`) and of their mean
     (`spread`).
 
-    **Warns** where the metric is NaN: such points are kept, and `best` passes over them.
+    **Warns** where the metric is NaN, as it is for a model that is not finite: such points are
+    kept, and `best` passes over them; and where a basis does not reach `tolerance`.
 
-    **Raises** `ValueError` as `merge` does, where the metric does not return scalars, for a
-    `method` that does not apply, and for a file of another preview.
+    **Raises** `ValueError` as `merge` does, for posteriors that are not finite, where the metric
+    does not return scalars, for a `method` that does not apply, for refinement without a prior,
+    and for a file of another preview.
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
@@ -100,6 +109,9 @@ def preview(
     alpha = jnp.atleast_2d(as_weights(weights, names))
     if any(getattr(q, "batch_shape", ()) for q in qs):
         raise ValueError("posteriors are batches themselves: preview one member of each at a time.")
+    _require_usable(posteriors_by_name := dict(zip(names, qs, strict=True)), prior)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, and it is a number of weightings, ≥ 1.")
     refinement = _refinement(targets, names, prior, refine, until)
     drawing = _drawing(num_samples, key)
     streamed = refinement is not None and any(loss.is_streamed for loss in refinement.losses)
@@ -110,12 +122,30 @@ def preview(
         seen = fingerprint(qs, alpha, prior, refinement, drawing, words=words)
     record = Record(in_float64(weights, alpha), names, higher_is_better, save, seen)
     colours: Colours = "exact" if num_samples else "near" if refine else "none"
-    by_name = dict(zip(names, qs, strict=True))
-    sweeps = sweeps_of(by_name, alpha, prior, method, tolerance, colours, progress)
+    sweeps = sweeps_of(posteriors_by_name, alpha, prior, method, tolerance, colours, progress)
     if sweeps.error is not None:
-        record.detail("error", sweeps.error)
+        record.detail("mode error", sweeps.error)
+        _warn_of_errors(sweeps.error, tolerance)
     parts = [_part(sweep, alpha, refinement, drawing, batch_size) for sweep in sweeps.parts]
     return Preview.of(fill(record, parts, means, progress))
+
+
+def _require_usable(posteriors: dict[str, Any], prior: Any) -> None:
+    for name, q in {**posteriors, "prior": prior}.items():
+        arrays = eqx.filter(q, eqx.is_inexact_array)
+        if is_concrete(arrays) and jax.tree.leaves(arrays) and not all_finite(arrays):
+            what = "the prior" if q is prior else f"the posterior of '{name}'"
+            raise ValueError(f"{what} has parameters that are not finite: fit or load it again.")
+
+
+def _warn_of_errors(error: Float[np.ndarray, " A"], tolerance: float) -> None:
+    if not (error <= tolerance).all():
+        warnings.warn(
+            f"modes in the basis may be wrong by {np.max(error):.2g} of their length, where "
+            f"tolerance={tolerance:g} was asked: rounding allows no better. Use float64 "
+            "(jax.config.update('jax_enable_x64', True)), or method='each'.",
+            stacklevel=3,
+        )
 
 
 class _Refinement(NamedTuple):
@@ -161,7 +191,11 @@ def _model_at(models: Any, weighting: PyTree) -> Model:
         objective = Objective(loss, gaussian, theta)
         found = refined(objective, start, refinement.most, refinement.until)
         theta = found.params
-        details = {"gradients": found.gradients + 0.0, "mismatch": found.mismatch}
+        details = {
+            "gradients": found.gradients + 0.0,
+            "mismatch": found.mismatch,
+            "last mismatch": found.last_mismatch,
+        }
     draws = None if drawing is None else _draws(theta, start.colour, drawing)
     return Model(theta, details, draws)
 
@@ -180,20 +214,34 @@ def _draws(theta: PyTree, colour: Any, drawing: _Drawing) -> PyTree:
 def _refinement(
     targets: Any, names: tuple[str, ...], prior: Any, refine: int, until: float
 ) -> _Refinement | None:
-    if refine < 0:
+    if refine < 0 or refine != int(refine):
         raise ValueError(f"refine is {refine}, and it is a number of gradients for each weighting.")
     if refine == 0:
+        if until > 0:
+            raise ValueError(
+                f"until is {until}, and refine is 0: it is the most gradients to take."
+            )
         return None
     if targets is None:
         raise ValueError("refine takes gradients of the tasks' losses: pass `targets`.")
     losses = [*matched(targets, names, "targets")]
+    for name, loss in zip(names, losses, strict=True):
+        if not isinstance(loss, AbstractTarget):
+            raise TypeError(
+                f"the target of '{name}' is a {type(loss).__name__}, and it must be a `Target`."
+            )
+    if prior is None and any(loss.prior is None for loss in losses):
+        raise ValueError(
+            "refine goes to the mode of the tasks' losses and the prior: pass `prior`, that of the "
+            "posteriors, or targets that have it."
+        )
     return _Refinement(losses, prior, jnp.asarray(refine), jnp.asarray(until))
 
 
 def _drawing(num_samples: int, key: PRNGKeyArray | None) -> _Drawing | None:
     if num_samples == 0:
         return None
-    if num_samples < 2 or key is None:
+    if num_samples < 2 or num_samples != int(num_samples) or key is None:
         raise ValueError(
             f"num_samples is {num_samples} and key is {key}: a spread needs two draws or more, and "
             "a key, e.g. jax.random.key(0)."

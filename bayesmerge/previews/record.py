@@ -49,6 +49,11 @@ class Record:
             self.table = self._continued(self.path)
 
     def add(self, rows: Int[np.ndarray, " B"], measured: Measured) -> None:
+        if self.table.metrics and set(self.table.metrics) != set(measured.metrics):
+            raise ValueError(
+                f"'{self.path}' has the metrics {tuple(self.table.metrics)}, and the metric "
+                f"returned {tuple(measured.metrics)}: it is another one. Give another name."
+            )
         pairs = (self.table.metrics, measured.metrics), (self.table.details, measured.details)
         for of_all, of_batch in pairs:
             for name, values in of_batch.items():

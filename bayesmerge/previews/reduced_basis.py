@@ -199,7 +199,7 @@ def _smallest(reference: Factorised) -> float:
 @eqx.filter_jit
 def _inverse_iteration(factor: Float[Array, "P P"]) -> Float[Array, ""]:
     """The smallest eigenvalue, from above."""
-    start = jax.random.normal(jax.random.key(0), (len(factor), 4), factor.dtype)
+    start = jax.random.normal(jax.random.key(0), (len(factor), min(4, len(factor))), factor.dtype)
 
     def step(_: Any, columns: Array) -> Array:
         return jnp.linalg.qr(cho_solve((factor, True), columns))[0]

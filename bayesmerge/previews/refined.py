@@ -30,12 +30,13 @@ SHORTER = 0.25
 
 
 class Refined(NamedTuple):
-    """Parameters, the gradients they cost, and that at the start in posterior standard deviations,
-    root mean square: the mismatch of the merge."""
+    """Parameters, the gradients they cost, and the first and the last of these in posterior
+    standard deviations, root mean square: the first is the mismatch of the merge."""
 
     params: PyTree
     gradients: Int[Array, ""]
     mismatch: Float[Array, ""]
+    last_mismatch: Float[Array, ""]
 
 
 class _Search(NamedTuple):
@@ -100,7 +101,8 @@ def refined(
     last = _add(end.u, end.step)
     falls = objective.value(_add(start.theta, start.colour(last))) <= end.value
     u = jax.tree.map(lambda x, y: jnp.where(falls, x, y), last, end.u)
-    return Refined(_add(start.theta, start.colour(u)), end.looked, end.mismatch)
+    theta = _add(start.theta, start.colour(u))
+    return Refined(theta, end.looked, end.mismatch, _length(end.gradient))
 
 
 def refined_at_once(losses: list[Any], theta: PyTree) -> int:

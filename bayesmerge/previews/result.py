@@ -54,6 +54,21 @@ class Preview:
     details: Mapping[str, Float[np.ndarray, " A"]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        shape = np.shape(self.weights)
+        if len(shape) != 2 or shape[1] != len(self.tasks):
+            raise ValueError(
+                f"weights have shape {shape}, and for the tasks {self.tasks} it must be "
+                f"(A, {len(self.tasks)})."
+            )
+        for name, values in {**self.details, **self.metrics}.items():
+            if np.shape(values) != shape[:1]:
+                raise ValueError(
+                    f"'{name}' has shape {np.shape(values)}, and it must have one value for each "
+                    f"of the {shape[0]} weightings."
+                )
+        if set(self.metrics) & set(self.details):
+            both = sorted(set(self.metrics) & set(self.details))
+            raise ValueError(f"{both} are metrics and details: give the metrics other names.")
         count = {name: int(np.isnan(x).sum()) for name, x in self.metrics.items()}
         for name, missing in count.items():
             if missing:
@@ -84,7 +99,14 @@ class Preview:
             return known[metric] if metric in known else worst(self._stacked(), axis=0)
         if isinstance(metric, Mapping):
             self._require_known(metric, "metric")
+            if not metric:
+                raise ValueError("metric is an empty mapping: give weights of metrics by name.")
             return sum(w * self.metrics[name] for name, w in metric.items())  # type: ignore[return-value]
+        if metric is not None and not callable(metric):
+            raise TypeError(
+                f"metric is {metric!r}, and it must be a metric's name, 'worst', a mapping of "
+                "metrics to weights, a function, or None for their mean."
+            )
         combine = np.mean if metric is None else metric
         return np.asarray([combine(column) for column in self._stacked().T], float)
 
@@ -129,6 +151,10 @@ class Preview:
         """
         kept = self._kept(at_least or {}, at_most or {})
         values = self.values(metric)
+        if np.isnan(values[kept]).all() and not np.isnan(values).all():
+            raise ValueError(
+                f"the metric is NaN at each of the {kept.sum()} weightings that keep the bounds."
+            )
         row = best_row(np.where(kept, values, np.nan), self.higher_is_better)
         return Best(row, self.weights_at(row), float(values[row]))
 
@@ -159,7 +185,8 @@ class Preview:
         self._require_known(beyond or {}, "beyond")
         values = np.stack([self.metrics[name] for name in names], axis=1)
         worst = np.nanmin if self.higher_is_better else np.nanmax
-        default = dict(zip(names, worst(values, axis=0), strict=True))
+        finite = np.where(np.isfinite(values), values, np.nan)
+        default = dict(zip(names, worst(finite, axis=0), strict=True))
         away_from = np.array([(default | dict(beyond or {}))[name] for name in names])
         rows = front(values, self.higher_is_better)
         volume = hypervolume(values[rows], away_from, self.higher_is_better)
@@ -305,6 +332,12 @@ class Preview:
                 raise ValueError(
                     "one of preview and reference counts higher as better and the other does not: "
                     "they do not measure the same."
+                )
+            by_name = isinstance(metric, (str, Mapping)) and metric != "worst"
+            if not by_name and set(self.metrics) != set(reference.metrics):
+                raise ValueError(
+                    f"the reference has the metrics {tuple(reference.metrics)}, and this preview "
+                    f"{tuple(self.metrics)}: name one that both have as `metric`."
                 )
             same = self.weights.shape == reference.weights.shape
             if not same or not np.allclose(self.weights, reference.weights, atol=1e-6):

@@ -79,18 +79,18 @@ def sweeps_of(
     """The modes of p_0^γ Π_t q_t^{α_t}, for all rows α."""
     qs = [*posteriors.values()]
     merged = jax.eval_shape(lambda a: merge(qs, a, prior), alpha[0])
+    if method not in get_args(Method):
+        raise ValueError(f"method is {method!r}, and it must be one of {get_args(Method)}.")
+    if method in ("line", "basis") and not isinstance(merged, FullGaussian):
+        raise ValueError(
+            f"method is '{method}', which is for full Gaussians, and the merged posterior is a "
+            f"{type(merged).__name__}: leave method='auto'."
+        )
     if isinstance(merged, Product):
         return Sweeps([_on_ridge(merge(qs, alpha, prior), colours, progress)])
     if colours != "none" and not isinstance(merged, (AbstractGaussian, Tilted)):
         raise _uncoloured(merged)
     is_matrix = isinstance(merged, FullGaussian)
-    if method not in get_args(Method):
-        raise ValueError(f"method is {method!r}, and it must be one of {get_args(Method)}.")
-    if method in ("line", "basis") and not is_matrix:
-        raise ValueError(
-            f"method is '{method}', which is for full Gaussians, and the merged posterior is a "
-            f"{type(merged).__name__}: leave method='auto'."
-        )
     if method == "basis" and colours == "exact":
         raise ValueError(
             "method is 'basis', which factorises few merges, and draws need the factor of each: "

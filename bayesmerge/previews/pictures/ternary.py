@@ -87,6 +87,7 @@ def ternaries(
     levels: Levels = 12,
     cmap: str = "viridis",
     label: str = "metric",
+    starred: bool = True,
 ) -> "list[Axes]":
     """A ternary contour of every surface, on one colour scale with one colour bar.
 
@@ -97,8 +98,8 @@ def ternaries(
     _, truth = previews_and_reference(values_by_name, reference)
     edges = _level_edges(np.concatenate(list(surfaces.values())), levels)
     drawn = _row_of_axes(len(surfaces)) if axes is None else panels(axes, len(surfaces))
-    target = None if truth is None else best_row(truth, best)
-    scale: dict[str, Any] = {"levels": edges, "cmap": cmap, "colorbar": False}
+    target = None if truth is None or not starred else best_row(truth, best)
+    scale: dict[str, Any] = {"levels": edges, "cmap": cmap, "colorbar": False, "starred": starred}
     filled = []
     for ax, (name, values) in zip(drawn, surfaces.items(), strict=True):
         filled.append(ternary(ax, weights, values, tasks, best, **scale))
@@ -110,9 +111,10 @@ def ternaries(
     drawn[0].figure.colorbar(reaching, ax=drawn, label=label, shrink=0.9, aspect=18, pad=0.02)
     if axes is None:
         marks = {m.get_label(): m for ax in drawn for m in ax.lines if m.get_marker() in ("*", "D")}
-        drawn[0].figure.legend(
-            handles=list(marks.values()), loc="outside lower center", ncols=2, frameon=False
-        )
+        if marks:
+            drawn[0].figure.legend(
+                handles=list(marks.values()), loc="outside lower center", ncols=2, frameon=False
+            )
     return drawn
 
 
