@@ -15,6 +15,7 @@ from bayesmerge.fit.natural_gradient import NaturalGradient, natural_gradient_vi
 from bayesmerge.fit.optimise import Mode, find_mode
 from bayesmerge.fit.run import DivergenceError, Run, State, run
 from bayesmerge.fit.shards import fit_shards
+from bayesmerge.fit.subsample import subsampled
 from bayesmerge.fit.target import JointTarget, Target
 from bayesmerge.fit.tilted import Tilted, likelihood_factor
 from bayesmerge.fit.train import Training, adamw_sg
@@ -57,5 +58,6 @@ __all__ = [
     "multi_ivon",
     "natural_gradient_vi",
     "run",
+    "subsampled",
     "von",
 ]
