@@ -1,11 +1,14 @@
-"""Laplace's approximation: N(θ_t, (H_0 + H_t)⁻¹) at the mode θ_t."""
+"""Laplace's approximation: N(θ_t, (H_0 + H_t)⁻¹) at the mode θ_t, with the curvature there or, for
+merging, on the way to where merged models are."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import (
@@ -33,6 +36,9 @@ from bayesmerge.fit.optimise import (
 NEGLIGIBLE = 0.01
 """Distance from the mode, in posterior standard deviations, that goes without saying."""
 
+NODES, NODE_WEIGHTS = (x / 2 for x in np.polynomial.legendre.leggauss(3))
+"""Of the integral over s ∈ [0, 1] by Gauss and Legendre: s − ½, and the weights."""
+
 
 def laplace(
     target: AbstractTarget,
@@ -41,6 +47,7 @@ def laplace(
     structure: Structure = "full",
     curvature: Kind | None = None,
     params: PyTree | None = None,
+    towards: PyTree | None = None,
     start: PyTree | None = None,
     include_prior: bool = True,
     num_samples: int | None = None,
@@ -63,11 +70,22 @@ def laplace(
       `bayesmerge.curvature`). By default the GGN for supervised targets, which is never
       indefinite, and the Hessian for others.
     - `params`: θ_t, where you have trained already; it is then taken as the mode.
+    - `towards`: θ̄, for merging: H_t is then the curvature averaged over the way to it,
+      $H_t = \int_0^1 \nabla^2\ell_t(\theta_t + s(\bar\theta - \theta_t))\,ds$, for three times
+      the price. By default that at θ_t.
     - `start`: where to start the search for θ_t otherwise; by default at θ_0.
     - `include_prior`: `False` for the likelihood factor alone, q_t/p_0, with precision H_t and
       linear term H_tθ_t + H_0(θ_t − θ_0) = H_tθ_t − ∇ℓ_t(θ_t), which is not H_tθ_t (misprint 5).
     - `num_samples`, `key`, `block_size`: as in `bayesmerge.curvature`.
     - `max_steps`: of the optimiser.
+
+    **Which curvature.** At θ_t it describes the posterior near its mode, which is what removal,
+    uncertainty and tasks that agree need. Tasks that do not agree, such as classifiers of other
+    classes, are merged far from every θ_t, where the loss has long left its parabola. By GM-8 a
+    merge is exact where H_t(θ* − θ_t) is the change of ∇ℓ_t from θ_t to the jointly trained θ*,
+    and by the mean value theorem that is so for the curvature averaged over that way. θ* is not
+    known, but `towards=prior.mode()` or an average of all θ_t is often near enough to make previews
+    several times better (docs/results.md).
 
     **Returns** an `IsotropicGaussian`, `DiagonalGaussian` or `FullGaussian`.
 
@@ -77,7 +95,8 @@ def laplace(
     parameters, by the curvature used) from the mode, and says how far.
 
     **Raises** `ValueError` for a loss that is not per example, data or parameters that are not
-    finite, and a Hessian that with the prior is not positive definite at the mode.
+    finite, `towards` of another shape than θ, and a Hessian that with the prior is not positive
+    definite at the mode.
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
@@ -92,19 +111,23 @@ def laplace(
 
     ```
 
-    Source: GM equations 6 and 9; GMA Theorem 1; FP §3.
+    Source: GM equations 6 and 9; GMA Theorem 1; FP §3; GM equation 8 for `towards`.
     """
     require_kinds(target, prior)
     loss, gaussian = absorb(target, prior)
     kind: Kind = curvature or ("ggn" if loss.has_model else "hessian")
+    if towards is not None:
+        towards = require_finite(as_arrays(towards, "towards")[0], "towards")
     if params is None:
         method: Method = "newton" if structure == "full" else "lbfgs"
         found = search(loss, gaussian, start, method, max_steps)
     else:
         found = _trained(loss, gaussian, params)
+    if towards is not None:
+        Layout.of(found.params).require_same(Layout.of(towards), "the mode and towards")
     fit = _posterior_at if loss.is_streamed else _posterior_at_compiled
     posterior, likelihood, proper, distance = fit(
-        loss, gaussian, found, kind, structure, num_samples, key, block_size
+        loss, gaussian, found, towards, kind, structure, num_samples, key, block_size
     )
     message = (
         f"the posterior precision, {kind} plus prior, is not positive definite at the mode, so "
@@ -163,6 +186,7 @@ def _posterior_at(
     target: AbstractTarget,
     prior: AbstractGaussian | None,
     mode: Mode,
+    towards: PyTree | None,
     kind: Kind,
     structure: Structure,
     num_samples: int | None,
@@ -171,9 +195,13 @@ def _posterior_at(
 ) -> tuple[AbstractGaussian, AbstractGaussian, Bool[Array, ""], Float[Array, ""]]:
     """q_t, q_t/p_0, whether q_t is proper, and √(∇ᵀ(H_0 + H_t)⁻¹∇ / P)."""
     theta, layout = mode.params, Layout.of(mode.params)
-    H = curvature(
-        target, theta, kind, structure, num_samples=num_samples, key=key, block_size=block_size
-    )
+
+    def at(theta: PyTree) -> Any:
+        return curvature(
+            target, theta, kind, structure, num_samples=num_samples, key=key, block_size=block_size
+        )
+
+    H = at(theta) if towards is None else _average(at, theta, towards, target.is_streamed)
     if prior is None:
         posterior = likelihood = quadratic(theta, jax.tree.map(jnp.zeros_like, theta), H, structure)
     else:
@@ -182,6 +210,23 @@ def _posterior_at(
         posterior = likelihood * prior
     distance = jnp.sqrt(posterior.squared_length(mode.gradient) / layout.size)
     return posterior, likelihood, posterior.is_proper(), distance
+
+
+def _average(at: Callable[[PyTree], Any], theta: PyTree, towards: PyTree, is_streamed: bool) -> Any:
+    """∫₀¹ at(θ + s(θ̄ − θ)) ds."""
+
+    def part(node: tuple[Array, Array]) -> Any:
+        s, weight = node
+        there = jax.tree.map(lambda x, y: x + s.astype(x.dtype) * (y - x), theta, towards)
+        return jax.tree.map(lambda x: weight.astype(x.dtype) * x, at(there))
+
+    nodes = (jnp.asarray(0.5 + NODES), jnp.asarray(NODE_WEIGHTS))
+    if is_streamed:
+        parts = [part(node) for node in zip(*nodes, strict=True)]
+        return jax.tree.map(lambda *x: sum(x), *parts)
+    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(at, theta))
+    add = lambda total, node: (jax.tree.map(jnp.add, total, part(node)), None)  # noqa: E731
+    return jax.lax.scan(add, zero, nodes)[0]
 
 
 _posterior_at_compiled = eqx.filter_jit(_posterior_at)

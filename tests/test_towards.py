@@ -1,0 +1,123 @@
+"""Curvature averaged on the way to merged models: exact merges, and better previews."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.datasets import load_breast_cancer, load_digits
+
+import bayesmerge as bm
+
+ALPHA = {"a": 0.7, "b": 0.9}
+
+
+def quartic(w, batch):
+    """Its Hessian is quadratic in w, so that three nodes integrate it exactly."""
+    x, y = batch
+    return (x @ w - y) ** 4
+
+
+@pytest.fixture
+def prior():
+    return bm.IsotropicGaussian.from_mean_precision(jnp.zeros(3), 1.0)
+
+
+@pytest.fixture
+def tasks(prior):
+    rng = np.random.default_rng(0)
+    found = {}
+    for name in ALPHA:
+        x = rng.normal(size=(8, 3))
+        found[name] = bm.Target(
+            quartic, (jnp.asarray(x), jnp.asarray(x @ rng.normal(size=3))), prior=prior
+        )
+    return found
+
+
+def jointly_trained(tasks):
+    joint = bm.JointTarget([*tasks.values()], [*ALPHA.values()])
+    return bm.find_mode(joint, method="newton").params
+
+
+def posteriors(tasks, **options):
+    return {t: bm.laplace(target, **options) for t, target in tasks.items()}
+
+
+def test_a_merge_is_exact_with_the_curvature_on_the_way_to_its_result(tasks, prior):
+    truth = jointly_trained(tasks)
+    at_modes = bm.merge(posteriors(tasks), ALPHA, prior).mode()
+    on_the_way = bm.merge(posteriors(tasks, towards=truth), ALPHA, prior).mode()
+    assert np.abs(at_modes - truth).max() > 0.1
+    np.testing.assert_allclose(on_the_way, truth, atol=1e-9)
+
+
+@pytest.mark.parametrize("structure", ["full", "diagonal", "isotropic"])
+def test_it_is_an_integral_of_curvatures(tasks, structure):
+    target = tasks["a"]
+    to = jnp.array([1.0, -2.0, 0.5])
+    q = bm.laplace(target, structure=structure, towards=to)
+    mode = bm.laplace(target, structure=structure).mode()
+    s, weights = np.polynomial.legendre.leggauss(40)
+    along = [
+        bm.curvature(target, mode + (1 + at) / 2 * (to - mode), "hessian", structure) for at in s
+    ]
+    average = sum(w / 2 * H for w, H in zip(weights, along, strict=True))
+    expected = average + (jnp.eye(3) if structure == "full" else 1.0)
+    np.testing.assert_allclose(q.precision, expected, rtol=1e-10)
+    np.testing.assert_allclose(q.mode(), mode, atol=1e-10)
+
+
+def test_its_likelihood_factor_times_the_prior_is_it(tasks, prior):
+    options = {"towards": jnp.ones(3)}
+    factor = bm.laplace(tasks["a"], include_prior=False, **options)
+    q = bm.laplace(tasks["a"], **options)
+    np.testing.assert_allclose((prior * factor).precision, q.precision, rtol=1e-12)
+    np.testing.assert_allclose((prior * factor).mode(), q.mode(), atol=1e-10)
+
+
+def test_quadratic_losses_have_one_curvature(prior):
+    x, y = load_breast_cancer(return_X_y=True)
+    data = jnp.asarray(x[:, :3] / x[:, :3].std(0)), jnp.asarray(y, float)
+    target = bm.Target.supervised(lambda w, x: x @ w, "gaussian", data, prior=prior)
+    q = bm.laplace(target)
+    same = bm.laplace(target, towards=jnp.full(3, 7.0))
+    np.testing.assert_allclose(same.precision, q.precision, rtol=1e-12)
+
+
+def test_streams_are_arrays_in_parts(tasks, prior):
+    x, y = tasks["a"].data
+    stream = bm.Target(quartic, [(x[:5], y[:5]), (x[5:], y[5:])])
+    params = bm.find_mode(tasks["a"], method="newton").params
+    whole = bm.laplace(tasks["a"], params=params, towards=jnp.ones(3))
+    parts = bm.laplace(stream, prior, params=params, towards=jnp.ones(3))
+    np.testing.assert_allclose(parts.precision, whole.precision, rtol=1e-12)
+
+
+def test_bad_input_is_named(tasks):
+    with pytest.raises(ValueError, match="towards"):
+        bm.laplace(tasks["a"], towards=jnp.zeros(4))
+    with pytest.raises(ValueError, match="towards"):
+        bm.laplace(tasks["a"], towards=jnp.full(3, jnp.nan))
+
+
+def test_previews_of_disjoint_classes_are_several_times_better():
+    """Real digits at 4×4 pixels, three tasks without a class in common."""
+    x, y = load_digits(return_X_y=True)
+    x = jnp.asarray(x.reshape(-1, 4, 2, 4, 2).mean((2, 4)).reshape(-1, 16) / 16)
+    prior = bm.IsotropicGaussian.from_mean_precision(jnp.zeros((16, 10)), 1.0)
+    targets = {}
+    for name, classes in {"0–3": (0, 4), "4–6": (4, 7), "7–9": (7, 10)}.items():
+        rows = np.flatnonzero((classes[0] <= y) & (y < classes[1]))[:400]
+        data = (x[rows], jnp.asarray(y[rows]))
+        targets[name] = bm.Target.supervised(lambda w, x: x @ w, "categorical", data, prior=prior)
+    weights = bm.simplex_grid(3, 0.25)
+
+    def accuracy(w):
+        return jnp.mean(jnp.argmax(x @ w, axis=1) == jnp.asarray(y))
+
+    joint = bm.joint_training(targets, weights, accuracy, progress=False)
+
+    def mse(**options):
+        q = {t: bm.laplace(target, **options) for t, target in targets.items()}
+        return bm.preview(q, weights, accuracy, prior, progress=False).compare(joint).mse
+
+    assert mse(towards=prior.mode()) < 0.3 * mse()
