@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 TASKS = {"0–3": (0, 1, 2, 3), "4–6": (4, 5, 6), "7–9": (7, 8, 9)}
 STRUCTURES: tuple[Structure, ...] = ("isotropic", "diagonal", "full")
+TOWARDS = "full, towards prior"
 PRIOR_PRECISION = 1.0
 OVERALL, JOINT = "all digits", "joint training"
 
@@ -64,7 +65,8 @@ def softmax_regression(params: PyTree, x: Float[Array, "N 64"]) -> Float[Array, 
 
 
 def demo(spacing: float = 0.05, progress: bool = True) -> list[Column]:
-    """Isotropic, diagonal and full Laplace previews, and joint training, on one grid."""
+    """Isotropic, diagonal and full Laplace previews, one with the curvature on the way to the
+    prior's mode, and joint training, on one grid."""
     digits = load_digits()
     zero = {"W": jnp.zeros((64, 10)), "b": jnp.zeros(10)}
     prior = IsotropicGaussian.from_mean_precision(zero, PRIOR_PRECISION)
@@ -77,16 +79,18 @@ def demo(spacing: float = 0.05, progress: bool = True) -> list[Column]:
         of_tasks = {f"digits {t}": correct[_among(y, classes)] for t, classes in TASKS.items()}
         return {name: jnp.mean(c) for name, c in ({OVERALL: correct} | of_tasks).items()}
 
-    def fit(structure: Structure) -> dict[str, Any]:
-        return {t: laplace(target, prior, structure=structure) for t, target in targets.items()}
+    def fit(structure: Structure, towards: PyTree | None) -> dict[str, Any]:
+        options: dict[str, Any] = {"structure": structure, "towards": towards}
+        return {t: laplace(target, prior, **options) for t, target in targets.items()}
 
+    kinds: list[tuple[str, Structure, PyTree | None]] = [(s, s, None) for s in STRUCTURES]
     columns = []
-    for structure in STRUCTURES:
-        posteriors, fit_seconds = _timed(functools.partial(fit, structure))
-        bar: str | bool = structure if progress else False
+    for name, structure, towards in [*kinds, (TOWARDS, "full", zero)]:
+        posteriors, fit_seconds = _timed(functools.partial(fit, structure, towards))
+        bar: str | bool = name if progress else False
         sweep = functools.partial(preview, posteriors, weights, accuracies, prior, progress=bar)
         surface, sweep_seconds = _timed(sweep)
-        columns.append(Column(structure, surface, fit_seconds, sweep_seconds))
+        columns.append(Column(name, surface, fit_seconds, sweep_seconds))
     bar = JOINT if progress else False
     train = functools.partial(joint_training, targets, weights, accuracies, prior, progress=bar)
     joint, seconds = _timed(train)
@@ -100,7 +104,7 @@ def draw(columns: list[Column], path: Path) -> None:
     values = np.concatenate([column.surface.values(OVERALL) for column in columns])
     low = math.floor(values.min() * 20) / 20
     high = math.ceil(values.max() * 20) / 20
-    figure, axes = plt.subplots(1, len(columns), figsize=(13, 3.5), layout="constrained")
+    figure, axes = plt.subplots(1, len(columns), figsize=(16, 3.5), layout="constrained")
     for ax, column in zip(axes, columns, strict=True):
         scale: Any = {"vmin": low, "vmax": high, "levels": round((high - low) * 20)}
         column.surface.plot(OVERALL, ax=ax, colorbar=False, **scale)

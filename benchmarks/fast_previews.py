@@ -16,6 +16,9 @@ from mnist import CLASSES, FOLDER, Tasks, mnist, tasks
 import bayesmerge as bm
 from bayesmerge.fit.curvature import Structure
 
+TOWARDS, JOINT = "towards prior", "joint training"
+MOST_GRADIENTS, MISMATCH = 200, 0.01
+TOLERANCE = 0.01
 STEPS, STEP_SIZE, SAMPLES = 25, 0.1, 4
 MIXTURE_STEP_SIZE, WEIGHT_STEP_SIZE = 0.02, 3e-6
 
@@ -49,10 +52,12 @@ def averaging(problem: Tasks, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def full_gaussian(problem: Tasks, options: argparse.Namespace) -> dict[str, Any]:
-    return von(problem, "full", progress=True)
+    return von(problem, "full", batch_size=options.batch_size, progress=True)
 
 
-def von(problem: Tasks, structure: Structure, progress: bool = False) -> dict[str, Any]:
+def von(
+    problem: Tasks, structure: Structure, batch_size: int | None = None, progress: bool = False
+) -> dict[str, Any]:
     """Variational online Newton from the prior, as many steps as FP B.2 takes."""
     return {
         t: bm.von(
@@ -62,6 +67,7 @@ def von(problem: Tasks, structure: Structure, progress: bool = False) -> dict[st
             step_size=STEP_SIZE,
             num_steps=STEPS,
             num_samples=SAMPLES,
+            batch_size=batch_size,
             key=jax.random.key(0),
             progress=progress and f"{structure} Gaussian, {t}",
         )
@@ -89,10 +95,18 @@ def mixture(problem: Tasks, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def towards_prior(problem: Tasks, options: Any = None) -> dict[str, Any]:
+    """Laplace with the curvature on the way from every mode to the prior's: not in FP."""
+    to = problem.prior.mode()
+    modes = {t: bm.find_mode(target).params for t, target in problem.targets.items()}
+    return {t: bm.laplace(problem.targets[t], params=modes[t], towards=to) for t in modes}
+
+
 POSTERIORS: dict[str, Callable[[Tasks, argparse.Namespace], dict[str, Any]]] = {
     "averaging": averaging,
     "full Gaussian": full_gaussian,
     "mixture": mixture,
+    TOWARDS: towards_prior,
 }
 
 
@@ -123,17 +137,34 @@ def surfaces(
         prior = None if name == "averaging" else problem.prior
         file = options.folder / f"{setting}, {name}{_suffix(options)}.nc"
         seen = bm.preview(
-            posteriors, weights, problem.accuracy, prior, save=file, progress=name, **refinement
-        )
+            posteriors, weights, problem.accuracy, prior, tolerance=TOLERANCE, save=file,
+            progress=name, **refinement,
+        )  # fmt: skip
         print(f"{name}: swept in {time.perf_counter() - start:.0f} s", flush=True)
         yield name, seen
     start = time.perf_counter()
-    joint = bm.joint_training(
-        problem.targets, weights, problem.accuracy, batch_size=8,
-        save=options.folder / f"{setting}, joint training.nc",
+    joint = _jointly_trained(setting, problem, options)
+    print(f"{JOINT}: {time.perf_counter() - start:.0f} s", flush=True)
+    yield JOINT, joint
+
+
+def _jointly_trained(setting: str, problem: Tasks, options: argparse.Namespace) -> bm.Preview:
+    """From a merge until the mismatch is small; or, to compare, from zero by L-BFGS."""
+    weights = bm.simplex_grid(3, options.spacing)
+    if TOWARDS not in options.posteriors:
+        file = options.folder / f"{setting}, {JOINT} from zero.nc"
+        return bm.joint_training(
+            problem.targets, weights, problem.accuracy, batch_size=8, save=file
+        )
+    posteriors = _fitted(setting, TOWARDS, problem, options)
+    file = options.folder / f"{setting}, {JOINT}.nc"
+    found = bm.preview(
+        posteriors, weights, problem.accuracy, problem.prior, targets=problem.targets,
+        refine=MOST_GRADIENTS, until=MISMATCH, tolerance=TOLERANCE, save=file, progress=JOINT,
     )  # fmt: skip
-    print(f"joint training: {time.perf_counter() - start:.0f} s", flush=True)
-    yield "joint training", joint
+    gradients, mismatch = found.values("gradients"), found.values("last mismatch")
+    print(f"{gradients.mean():.1f} gradients each, mismatch at most {mismatch.max():.1e}")
+    return found
 
 
 def _suffix(options: argparse.Namespace) -> str:
@@ -142,17 +173,19 @@ def _suffix(options: argparse.Namespace) -> str:
 
 def table(setting: str, seen: dict[str, bm.Preview]) -> str:
     """MSE, best accuracy in the preview and of joint training there: ours, and FP's."""
-    joint = seen["joint training"]
+    joint = seen[JOINT]
     head = f"{'':16}{'MSE':>8}{'FP':>8}" + 2 * f"{'best':>8}{'(joint)':>9}" + "  (FP's last)"
     lines = [f"{setting}: joint training at best {100 * joint.best().value:.1f} %", head]
     for name, preview in seen.items():
         if preview is not joint:
-            best, paper = preview.best(), PAPER[setting][name]
-            there = 100 * joint.values()[best.row]
+            best, there = preview.best(), 100 * joint.values()[preview.best().row]
+            paper = PAPER[setting].get(name)
+            mse, value, of_joint = ("", "", "") if paper is None else (
+                f"{paper.mse:.4f}", f"{paper.best:.1f}", f"({paper.joint_there})"
+            )  # fmt: skip
             lines.append(
-                f"{name:16}{preview.compare(joint).mse:8.4f}{paper.mse:8.4f}"
-                f"{100 * best.value:8.1f}{f'({there:.1f})':>9}"
-                f"{paper.best:8.1f}{f'({paper.joint_there})':>9}"
+                f"{name:16}{preview.compare(joint).mse:8.4f}{mse:>8}"
+                f"{100 * best.value:8.1f}{f'({there:.1f})':>9}{value:>8}{of_joint:>9}"
             )
     return "\n".join(lines)
 
@@ -169,7 +202,7 @@ def main() -> None:
     parser.add_argument("--components", type=int, default=20)
     parser.add_argument("--spread", type=float, default=1.0)
     parser.add_argument("--mixture-step-size", type=float, default=MIXTURE_STEP_SIZE)
-    parser.add_argument("--batch-size", type=int, help="examples a step of the mixture")
+    parser.add_argument("--batch-size", type=int, help="examples a step of VON and the mixture")
     parser.add_argument("--refine", type=int, default=0, help="gradients for every weighting")
     parser.add_argument("--folder", type=Path, default=Path("fast-previews"))
     options = parser.parse_args()
@@ -178,10 +211,10 @@ def main() -> None:
     for setting in CLASSES if options.setting == "both" else [options.setting]:
         seen = dict(surfaces(setting, tasks(setting, images), options))
         print(table(setting, seen), flush=True)
-        axes = bm.plots.ternaries(seen, reference="joint training", label="test accuracy")
+        axes = bm.plots.ternaries(seen, reference=JOINT, label="test accuracy")
         axes[0].figure.savefig(options.folder / f"{setting}{_suffix(options)}.png", dpi=150)
         page = options.folder / f"{setting}{_suffix(options)}.html"
-        bm.plots.explore(seen, page, reference="joint training")
+        bm.plots.explore(seen, page, reference=JOINT)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fast_previews import von
+from fast_previews import towards_prior, von
 from mnist import CLASSES, FOLDER, Tasks, mnist, tasks
 
 import bayesmerge as bm
@@ -30,6 +30,7 @@ STARTS: dict[str, Callable[[Tasks], dict[str, Any]]] = {
     "diagonal, VON": lambda problem: von(problem, "diagonal"),
     "full, Laplace": lambda problem: laplace(problem, "full"),
     "full, VON": lambda problem: von(problem, "full"),
+    "full, towards prior": towards_prior,
 }
 
 

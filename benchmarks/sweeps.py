@@ -1,7 +1,7 @@
 """Modes of full Gaussians at every weighting of a simplex grid: one Cholesky factorisation each
 against a basis, with the true errors of a few modes beside their bounds.
 
-Posteriors are Laplace's, or `--random` ones of a given size.
+Posteriors are Laplace's, of the first `--count` images.
 """
 
 import argparse
@@ -28,7 +28,10 @@ def main() -> None:
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     problem = tasks("imbalanced", mnist(options.data, pool=options.pool, count=options.count))
-    posteriors = {n: bm.laplace(t, block_size=256) for n, t in problem.targets.items()}
+    posteriors = {
+        n: bm.laplace(t, params=bm.find_mode(t).params, block_size=256)
+        for n, t in problem.targets.items()
+    }
     weights = bm.simplex_grid(3, options.spacing)
     size = problem.prior.layout.size
     print(f"{size} parameters, {len(weights)} weightings")

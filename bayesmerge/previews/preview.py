@@ -62,7 +62,8 @@ def preview(
     - `tolerance`: of the relative error ‖θ̂ − θ‖/‖θ‖ of modes in a basis.
     - `targets`, `refine`: ℓ_t, for at most `refine` steps from every merged mode towards that of
       the joint objective, by L-BFGS in the coordinates in which the merged posterior is a standard
-      normal distribution. Each costs one gradient of every task.
+      normal distribution. Each costs one gradient of every task; of large data let
+      `bayesmerge.fit.subsampled` take a part.
     - `until`: a mismatch, ‖Λ^{-½}∇‖/√P with the gradient ∇ of the joint objective, in posterior
       standard deviations: weightings below it are refined no further.
     - `num_samples`, `key`: draws of every merged posterior, around the mode as refined, for the

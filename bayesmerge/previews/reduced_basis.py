@@ -26,7 +26,8 @@ from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.fit.tilted import product
 
 BLOCK = 16
-"""Directions that V grows by at once: matrices are read once for all of them."""
+"""Directions that V grows by at once, or an eighth of those it has: matrices are read once for all
+of them, and small systems solved for all weightings."""
 
 INVERSE_STEPS = 30
 SAFETY = 0.9
@@ -93,7 +94,8 @@ def modes_in_basis(
             short, c, distance = short[left], c[left], distance[left]
             if space.rank > largest * space.size and len(short):
                 raise NoBoundError(f"{space.rank} directions are not enough for every mode.")
-            worst, rank = np.argsort(-distance)[:BLOCK], space.rank
+            rank = space.rank
+            worst = np.argsort(-distance)[: max(BLOCK, rank // 8)]
             residuals = space.residuals(exponents[short[worst]], c[worst])
             near = nearest[short[worst]]
             for k in np.unique(near):
