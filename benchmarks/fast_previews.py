@@ -1,7 +1,8 @@
 """FP Figs. 8 and 9 and the MNIST rows of FP Tables 1 and 2, with the papers' numbers beside ours.
 
 Full size is the default; `--pool 2 --count 20000 --spacing 0.1` takes minutes. Posteriors, previews
-and joint training are kept in `--folder`: an interrupted run goes on where it was.
+and joint training are kept in `--folder`: an interrupted run goes on where it was. Posteriors found
+there are used whatever the other options are, so give each setting of them a folder.
 """
 
 import argparse
@@ -149,7 +150,8 @@ def surfaces(
 
 
 def _jointly_trained(setting: str, problem: Tasks, options: argparse.Namespace) -> bm.Preview:
-    """From a merge until the mismatch is small; or, to compare, from zero by L-BFGS."""
+    """From the merge of TOWARDS until the mismatch is small; where that is not among the posteriors
+    from zero, by L-BFGS."""
     weights = bm.simplex_grid(3, options.spacing)
     if TOWARDS not in options.posteriors:
         file = options.folder / f"{setting}, {JOINT} from zero.nc"
@@ -164,6 +166,8 @@ def _jointly_trained(setting: str, problem: Tasks, options: argparse.Namespace) 
     )  # fmt: skip
     gradients, mismatch = found.values("gradients"), found.values("last mismatch")
     print(f"{gradients.mean():.1f} gradients each, mismatch at most {mismatch.max():.1e}")
+    if mismatch.max() > MISMATCH:
+        raise RuntimeError(f"{MOST_GRADIENTS} gradients were too few for {JOINT}: allow more.")
     return found
 
 

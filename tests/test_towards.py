@@ -74,6 +74,30 @@ def test_its_likelihood_factor_times_the_prior_is_it(tasks, prior):
     np.testing.assert_allclose((prior * factor).mode(), q.mode(), atol=1e-10)
 
 
+def test_an_exact_prior_keeps_its_curvature_at_the_mode():
+    """Poisson counts with a gamma prior of their rate, in two shards: `merge` takes the prior's
+    curvature out at every shard's mode."""
+    rate = bm.Target(lambda u, c: c[:, 0] * jnp.exp(u) - c[:, 1] * u, jnp.array([[1.0, 30.0]]))
+    shards = {
+        name: bm.Target(lambda u, y: jnp.exp(u) - y * u, jnp.asarray(y), prior=rate)
+        for name, y in {"a": [2.0, 3.0, 2.0], "b": [60.0, 70.0, 55.0]}.items()
+    }
+    alpha = dict.fromkeys(shards, 1.0)
+    total, count = 30 + 7 + 185, 1 + 3 + 3
+    truth = jnp.log(total / count)
+
+    def merged(**options):
+        q = {t: bm.laplace(s, start=truth, **options) for t, s in shards.items()}
+        return bm.merge(q, alpha, prior=rate).mode(truth)
+
+    assert abs(merged() - truth) > 0.05
+    assert abs(merged(towards=truth) - truth) < 1e-5
+    factor = bm.laplace(shards["b"], start=truth, towards=truth, include_prior=False)
+    mode = bm.laplace(shards["b"], start=truth).mode()
+    mean = 3 * (jnp.exp(truth) - jnp.exp(mode)) / (truth - mode)
+    np.testing.assert_allclose(factor.precision, mean, rtol=1e-5)
+
+
 def test_quadratic_losses_have_one_curvature(prior):
     x, y = load_breast_cancer(return_X_y=True)
     data = jnp.asarray(x[:, :3] / x[:, :3].std(0)), jnp.asarray(y, float)
@@ -97,6 +121,18 @@ def test_bad_input_is_named(tasks):
         bm.laplace(tasks["a"], towards=jnp.zeros(4))
     with pytest.raises(ValueError, match="towards"):
         bm.laplace(tasks["a"], towards=jnp.full(3, jnp.nan))
+    wavy = bm.Target(lambda u, b: 20 * jnp.cos(u) * b, jnp.ones(1))
+    near = bm.IsotropicGaussian.from_mean_precision(jnp.asarray(3.1), 1.0)
+    with pytest.raises(ValueError, match="Look without `towards` first"):
+        bm.laplace(wavy, near, towards=jnp.asarray(-1.0))
+
+
+def test_it_maps_over_shards(tasks, prior):
+    to = jnp.array([0.3, 0.1, -0.2])
+    together = bm.fit.fit_shards(tasks, lambda t: bm.laplace(t, prior, towards=to))
+    for name, target in tasks.items():
+        alone = bm.laplace(target, prior, towards=to)
+        np.testing.assert_allclose(together[name].precision, alone.precision, rtol=1e-9)
 
 
 def test_previews_of_disjoint_classes_are_several_times_better():

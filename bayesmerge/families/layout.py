@@ -114,3 +114,16 @@ def as_arrays(theta: PyTree, name: str = "theta") -> tuple[PyTree, Layout]:
     """`theta` with jax arrays for leaves, and its layout."""
     layout = Layout.of(theta, name)
     return jax.tree.map(jnp.asarray, theta), layout
+
+
+def as_point(theta: PyTree, layout: Layout, name: str) -> PyTree:
+    """`theta` with arrays of the layout's dtypes for leaves, or an error that names the first leaf
+    which is not shaped as the layout's."""
+    theta, own = as_arrays(theta, name)
+    if own.structure != layout.structure or own.shapes != layout.shapes:
+        raise ValueError(
+            f"{name} is a point of the parameters and must be shaped as they are, and "
+            f"{layout._first_difference(own)} (first: the parameters, second: {name})."
+        )
+    leaves = zip(jax.tree.leaves(theta), layout.dtypes, strict=True)
+    return jax.tree.unflatten(layout.structure, [x.astype(dtype) for x, dtype in leaves])

@@ -1,6 +1,7 @@
 """Laplace's approximation: N(θ_t, (H_0 + H_t)⁻¹) at the mode θ_t, with the curvature there or, for
 merging, on the way to where merged models are."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from bayesmerge.families.checks import (
 )
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
-from bayesmerge.families.layout import Layout, as_arrays
+from bayesmerge.families.layout import Layout, as_arrays, as_point
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Kind, Structure, curvature
@@ -71,8 +72,8 @@ def laplace(
       indefinite, and the Hessian for others.
     - `params`: θ_t, where you have trained already; it is then taken as the mode.
     - `towards`: θ̄, for merging: H_t is then the curvature averaged over the way to it,
-      $H_t = \int_0^1 \nabla^2\ell_t(\theta_t + s(\bar\theta - \theta_t))\,ds$, for three times
-      the price. By default that at θ_t.
+      $H_t = \int_0^1 \nabla^2\ell_t(\theta_t + s(\bar\theta - \theta_t))\,ds$, from three
+      curvatures. By default that at θ_t.
     - `start`: where to start the search for θ_t otherwise; by default at θ_0.
     - `include_prior`: `False` for the likelihood factor alone, q_t/p_0, with precision H_t and
       linear term H_tθ_t + H_0(θ_t − θ_0) = H_tθ_t − ∇ℓ_t(θ_t), which is not H_tθ_t (misprint 5).
@@ -82,10 +83,11 @@ def laplace(
     **Which curvature.** At θ_t it describes the posterior near its mode, which is what removal,
     uncertainty and tasks that agree need. Tasks that do not agree, such as classifiers of other
     classes, are merged far from every θ_t, where the loss has long left its parabola. By GM-8 a
-    merge is exact where H_t(θ* − θ_t) is the change of ∇ℓ_t from θ_t to the jointly trained θ*,
-    and by the mean value theorem that is so for the curvature averaged over that way. θ* is not
-    known, but `towards=prior.mode()` or an average of all θ_t is often near enough to make previews
-    several times better (docs/results.md).
+    merge is exact where H_t(θ* − θ_t) is the change of ∇ℓ_t from θ_t to the jointly trained θ*, as
+    it is for the Hessian averaged over that way (and so for the GGN of models that are linear in θ,
+    with the likelihoods that have names). θ* is not known, but the mode of the prior,
+    `towards=prior.mode()`, or an average of all θ_t is often near enough to make previews by full
+    matrices several times better. Diagonals can get worse (docs/results.md).
 
     **Returns** an `IsotropicGaussian`, `DiagonalGaussian` or `FullGaussian`.
 
@@ -95,8 +97,8 @@ def laplace(
     parameters, by the curvature used) from the mode, and says how far.
 
     **Raises** `ValueError` for a loss that is not per example, data or parameters that are not
-    finite, `towards` of another shape than θ, and a Hessian that with the prior is not positive
-    definite at the mode.
+    finite, `towards` of another shape than θ, and a curvature that with the prior is not positive
+    definite.
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
@@ -116,23 +118,30 @@ def laplace(
     require_kinds(target, prior)
     loss, gaussian = absorb(target, prior)
     kind: Kind = curvature or ("ggn" if loss.has_model else "hessian")
-    if towards is not None:
-        towards = require_finite(as_arrays(towards, "towards")[0], "towards")
+    if towards is not None and gaussian is not None:
+        towards = as_point(towards, gaussian.layout, "towards")
     if params is None:
         method: Method = "newton" if structure == "full" else "lbfgs"
         found = search(loss, gaussian, start, method, max_steps)
     else:
         found = _trained(loss, gaussian, params)
     if towards is not None:
-        Layout.of(found.params).require_same(Layout.of(towards), "the mode and towards")
+        towards = as_point(towards, Layout.of(found.params), "towards")
+        towards = require_finite(towards, "towards")
+    exact = None if loss is target else loss.targets[1]
     fit = _posterior_at if loss.is_streamed else _posterior_at_compiled
     posterior, likelihood, proper, distance = fit(
-        loss, gaussian, found, towards, kind, structure, num_samples, key, block_size
+        target, exact, gaussian, found, towards, kind, structure, num_samples, key, block_size
     )
+    where_from = "at the mode" if towards is None else "averaged from the mode to `towards`"
+    elsewhere = "" if towards is None else (
+        "Look without `towards` first: if that works, the curvature on the way there is indefinite "
+        "or overflows, so bring `towards` nearer. "
+    )  # fmt: skip
     message = (
-        f"the posterior precision, {kind} plus prior, is not positive definite at the mode, so "
-        "there is no Laplace approximation there. The Hessian of a trained network often is not: "
-        "use curvature='ggn' (with Target.supervised), 'fisher' or 'squared_gradients', which "
+        f"the posterior precision, {kind} {where_from} plus prior, is not positive definite, so "
+        f"there is no Laplace approximation. {elsewhere}The Hessian of a trained network often is "
+        "not: use curvature='ggn' (with Target.supervised), 'fisher' or 'squared_gradients', which "
         "cannot be indefinite. Otherwise give a prior (directions the data do not determine need "
         "one, such as the scale of a single observation), a more informative one, or train "
         "further: an indefinite Hessian also means that this is not a minimum."
@@ -154,9 +163,9 @@ def laplace(
     tell(_warn_if_far, (distance, found.gradient_norm, found.steps))
     if include_prior:
         return posterior
-    if loss is target:
+    if exact is None:
         return likelihood
-    return posterior / expand(loss.targets[1], found.params, structure=structure)
+    return posterior / expand(exact, found.params, structure=structure)
 
 
 def _warn_if_far(distance: Any, gradient_norm: Any, steps: Any) -> None:
@@ -184,6 +193,7 @@ def _trained(target: AbstractTarget, prior: AbstractGaussian | None, params: PyT
 
 def _posterior_at(
     target: AbstractTarget,
+    exact: AbstractTarget | None,
     prior: AbstractGaussian | None,
     mode: Mode,
     towards: PyTree | None,
@@ -193,15 +203,18 @@ def _posterior_at(
     key: PRNGKeyArray | None,
     block_size: int | None,
 ) -> tuple[AbstractGaussian, AbstractGaussian, Bool[Array, ""], Float[Array, ""]]:
-    """q_t, q_t/p_0, whether q_t is proper, and √(∇ᵀ(H_0 + H_t)⁻¹∇ / P)."""
+    """q_t, q_t/p_0, whether q_t is proper, and √(∇ᵀ(H_0 + H_t)⁻¹∇ / P); where an `exact` prior is
+    one more loss, with its curvature at θ_t in H_t."""
     theta, layout = mode.params, Layout.of(mode.params)
 
-    def at(theta: PyTree) -> Any:
+    def at(loss: AbstractTarget, theta: PyTree) -> Any:
         return curvature(
-            target, theta, kind, structure, num_samples=num_samples, key=key, block_size=block_size
+            loss, theta, kind, structure, num_samples=num_samples, key=key, block_size=block_size
         )
 
-    H = at(theta) if towards is None else _average(at, theta, towards, target.is_streamed)
+    H = at(target, theta) if towards is None else _average(at, target, theta, towards)
+    if exact is not None:
+        H = jax.tree.map(jnp.add, H, at(exact, theta))
     if prior is None:
         posterior = likelihood = quadratic(theta, jax.tree.map(jnp.zeros_like, theta), H, structure)
     else:
@@ -212,19 +225,24 @@ def _posterior_at(
     return posterior, likelihood, posterior.is_proper(), distance
 
 
-def _average(at: Callable[[PyTree], Any], theta: PyTree, towards: PyTree, is_streamed: bool) -> Any:
+def _average(
+    at: Callable[[AbstractTarget, PyTree], Any],
+    target: AbstractTarget,
+    theta: PyTree,
+    towards: PyTree,
+) -> Any:
     """∫₀¹ at(θ + s(θ̄ − θ)) ds."""
 
     def part(node: tuple[Array, Array]) -> Any:
         s, weight = node
         there = jax.tree.map(lambda x, y: x + s.astype(x.dtype) * (y - x), theta, towards)
-        return jax.tree.map(lambda x: weight.astype(x.dtype) * x, at(there))
+        return jax.tree.map(lambda x: weight.astype(x.dtype) * x, at(target, there))
 
     nodes = (jnp.asarray(0.5 + NODES), jnp.asarray(NODE_WEIGHTS))
-    if is_streamed:
+    if target.is_streamed:
         parts = [part(node) for node in zip(*nodes, strict=True)]
         return jax.tree.map(lambda *x: sum(x), *parts)
-    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(at, theta))
+    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(functools.partial(at, target), theta))
     add = lambda total, node: (jax.tree.map(jnp.add, total, part(node)), None)  # noqa: E731
     return jax.lax.scan(add, zero, nodes)[0]
 

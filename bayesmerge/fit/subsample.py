@@ -5,11 +5,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import require_finite
-from bayesmerge.families.layout import as_arrays
+from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.layout import as_arrays, as_point
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.target import JointTarget, Target
@@ -17,7 +19,7 @@ from bayesmerge.fit.target import JointTarget, Target
 
 def subsampled(
     target: AbstractTarget, size: int, params: PyTree, *, key: PRNGKeyArray
-) -> JointTarget:
+) -> AbstractTarget:
     r"""The loss from n of its N examples S, drawn without replacement, with a linear term that
     makes value and gradient those of all examples at θ̄,
 
@@ -25,21 +27,23 @@ def subsampled(
     + \left(\nabla\ell(\bar\theta) - \nabla\hat\ell(\bar\theta)\right)^\top(\theta - \bar\theta),
     \qquad \hat\ell = \tfrac Nn \sum_{i \in S} \ell_i.$$
 
-    Of use where data are large, as one of the `targets` of a refined `preview`: all examples are
-    read once here, and n of them for every gradient after it. Its error is that of the Hessian of
-    n examples over the distance from θ̄, where a minibatch alone errs everywhere. So let θ̄ be a
-    merged model in the middle of the weightings.
+    Of use where data are large, as one of the `targets` of a refined `preview` or in `find_mode`,
+    which ask for values and gradients: all examples are read once here, and n of them for every
+    gradient after it. The gradient's error is the sampling error of the Hessian times the distance
+    from θ̄, whereas that of a minibatch alone is as large everywhere. So let θ̄ be a merged model in
+    the middle of the weightings. It is no target for `laplace`: the linear term is no example.
 
     - `target`: ℓ, with its data as arrays, or a NumPyro model whose rows are in a plate that
       subsamples.
-    - `size`: n; from N on the target is as it was.
+    - `size`: n, of every task where `target` is a joint one; from N on the target is as it was.
     - `params`: θ̄.
     - `key`: of the draw.
 
     **Returns** a target, with the prior of `target`.
 
-    **Raises** `ValueError` for a size below 1, for streams, and where loss or gradient at `params`
-    are not finite.
+    **Raises** `ValueError` for a size below 1, for streams, for NumPyro models without such a
+    plate, for `params` of another shape than the prior's, and where loss or gradient there are not
+    finite.
 
     ```python
     >>> import jax, jax.numpy as jnp, bayesmerge as bm
@@ -55,13 +59,17 @@ def subsampled(
     the steps it makes cheap.
     """
     require_kinds(target, None)
-    if size < 1 or size != int(size):
-        raise ValueError(f"size is {size}, and it is a number of examples, ≥ 1.")
+    if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"size is {size!r}, and it is a number of examples: an integer, ≥ 1.")
     if target.is_streamed:
         raise ValueError("the target is a stream, from which no examples are drawn: pass arrays.")
+    if isinstance(target.prior, AbstractGaussian):
+        params = as_point(params, target.prior.layout, "params")
     params = require_finite(as_arrays(params, "params")[0], "params")
     target.check(params)
     few = target.minibatch(target.order(key), 0, int(size))
+    if few is target:
+        return target
     rest = require_finite(_rest(target, few, params), "loss and gradient at params")
     return JointTarget([few, Target(_linear, rest, prior=target.prior)], [1.0, 1.0])
 

@@ -26,8 +26,8 @@ from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.fit.tilted import product
 
 BLOCK = 16
-"""Directions that V grows by at once, or an eighth of those it has: matrices are read once for all
-of them, and small systems solved for all weightings."""
+"""Directions that V grows by at once, or an eighth of those it has, whichever is more: matrices are
+read once for all of them, and small systems are solved for all weightings."""
 
 INVERSE_STEPS = 30
 SAFETY = 0.9
