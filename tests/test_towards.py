@@ -1,9 +1,9 @@
-"""Curvature averaged on the way to merged models: exact merges, and better previews."""
+"""Curvature averaged on the way to merged models: exact merges. (Better previews: test_demo.py.)"""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.datasets import load_breast_cancer
 
 import bayesmerge as bm
 
@@ -133,27 +133,3 @@ def test_it_maps_over_shards(tasks, prior):
     for name, target in tasks.items():
         alone = bm.laplace(target, prior, towards=to)
         np.testing.assert_allclose(together[name].precision, alone.precision, rtol=1e-9)
-
-
-def test_previews_of_disjoint_classes_are_several_times_better():
-    """Real digits at 4×4 pixels, three tasks without a class in common."""
-    x, y = load_digits(return_X_y=True)
-    x = jnp.asarray(x.reshape(-1, 4, 2, 4, 2).mean((2, 4)).reshape(-1, 16) / 16)
-    prior = bm.IsotropicGaussian.from_mean_precision(jnp.zeros((16, 10)), 1.0)
-    targets = {}
-    for name, classes in {"0–3": (0, 4), "4–6": (4, 7), "7–9": (7, 10)}.items():
-        rows = np.flatnonzero((classes[0] <= y) & (y < classes[1]))[:400]
-        data = (x[rows], jnp.asarray(y[rows]))
-        targets[name] = bm.Target.supervised(lambda w, x: x @ w, "categorical", data, prior=prior)
-    weights = bm.simplex_grid(3, 0.25)
-
-    def accuracy(w):
-        return jnp.mean(jnp.argmax(x @ w, axis=1) == jnp.asarray(y))
-
-    joint = bm.joint_training(targets, weights, accuracy, progress=False)
-
-    def mse(**options):
-        q = {t: bm.laplace(target, **options) for t, target in targets.items()}
-        return bm.preview(q, weights, accuracy, prior, progress=False).compare(joint).mse
-
-    assert mse(towards=prior.mode()) < 0.3 * mse()

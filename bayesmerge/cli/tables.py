@@ -41,7 +41,7 @@ def print_columns(columns: list[Column]) -> None:
         box=box.SIMPLE_HEAD,
         title_justify="left",
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column.name, justify="right")
     for t, task in enumerate(joint.tasks):
