@@ -192,9 +192,10 @@ theta_0 = prior.mode()
 on_the_way = {t: bm.laplace(loss, prior, towards=theta_0) for t, loss in targets.items()}
 better = bm.preview(on_the_way, alpha, accuracy, prior, progress=False)
 against = better.compare(joint)
-print(f"full:               MSE {compared['full'].mse:.4f}, best {full.best().value:.3f}")
-print(f"full, towards θ_0:  MSE {against.mse:.4f}, best {better.best().value:.3f}")
-print(f"joint training:                 best {joint.best().value:.3f}")
+for name, preview in {"full": full, "full, towards θ_0": better, "joint training": joint}.items():
+    best = preview.best()
+    print(f"{name:18s} MSE {preview.compare(joint).mse:.4f}, best {best.value:.3f}", end=" ")
+    print(f"(joint training there {joint.values()[best.row]:.3f})")
 
 equal = dict.fromkeys(targets, 1 / 3)
 theta_star = bm.find_mode(bm.JointTarget(targets, equal), prior, method="newton").params
@@ -217,7 +218,8 @@ _ = bm.plots.ternaries(shown, axes=axes, reference="joint training", label="mean
 
 # %% [markdown]
 # The squared error is eighteen times smaller, without a gradient at any weighting, and the accuracy
-# at the best weights is now a forecast, within half a percent. In parameters the merged model is
+# at the best weights is now a forecast: joint training with these weights is within half a percent
+# of it. In parameters the merged model is
 # not much nearer; what has become right is its decisions. Towards the true $\theta^*$ the merge is
 # exact but for the error of three nodes, as GM-8 says: a way to check it, not to use it.
 #
@@ -495,7 +497,8 @@ assert np.mean(full.values() <= joint.values() + 0.02) > 0.9
 # Curvature on the way: a forecast, and exact towards the truth.
 assert against.mse < 0.1 * mse[2]
 assert against.rank_correlation > 0.95 > 0.85 > rank[2]
-assert abs(better.best().value - joint.best().value) < 0.005
+assert abs(better.best().value - joint.values()[better.best().row]) < 0.005
+assert 0 <= against.regret < 0.01
 assert distance(exact) < 0.01 < 0.5 * distance(q["full"]) < distance(on_the_way)
 
 # Fronts.

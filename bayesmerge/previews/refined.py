@@ -40,13 +40,16 @@ class Refined(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """u, the loss and its gradient there, what L-BFGS remembers, and where to look next."""
+    """u and θ = θ̂ + Λ^{-½}u, the loss there and its gradient in u, what L-BFGS remembers, and the
+    step to where to look next, in u and in θ."""
 
     u: PyTree
+    theta: PyTree
     value: Float[Array, ""]
     gradient: PyTree
     memory: Any
     step: PyTree
+    move: PyTree
     looked: Int[Array, ""]
     mismatch: Float[Array, ""]
 
@@ -60,48 +63,51 @@ def refined(
     import optax
 
     lbfgs = optax.scale_by_lbfgs(MEMORY, scale_init_precond=False)
-
-    def look(u: PyTree) -> tuple[Float[Array, ""], PyTree]:
-        away, pull_back = jax.vjp(start.colour, u)
-        value, gradient = objective.value_and_gradient(_add(start.theta, away))
-        return value, pull_back(gradient)[0]
+    zero = jax.tree.map(jnp.zeros_like, start.theta)
+    pull_back = jax.linear_transpose(start.colour, zero)
 
     def on(search: _Search) -> _Search:
-        u = _add(search.u, search.step)
-        value, gradient = look(u)
+        u, theta = _add(search.u, search.step), _add(search.theta, search.move)
+        value, slope = objective.value_and_gradient(theta)
+        gradient = pull_back(slope)[0]
         enough = SUFFICIENT * tree_dot(search.gradient, search.step)
         falls = value <= search.value + enough
         direction, memory = lbfgs.update(gradient, search.memory, u)
         step = jax.tree.map(jnp.negative, direction)
-        ahead = bottom(objective, _add(start.theta, start.colour(u)), start.colour(step))
-        step = jax.tree.map(lambda x: ahead * x, step)
+        move = start.colour(step)
+        ahead = bottom(objective, theta, move)
         first = search.looked == 0
         found = _Search(
             u,
+            theta,
             value,
             gradient,
             memory,
-            step,
+            _scaled(ahead, step),
+            _scaled(ahead, move),
             search.looked + 1,
             jnp.where(first, _length(gradient), search.mismatch),
         )
-        shorter = jax.tree.map(lambda x: SHORTER * x, search.step)
-        back = search._replace(step=shorter, looked=search.looked + 1)
+        back = search._replace(
+            step=_scaled(SHORTER, search.step),
+            move=_scaled(SHORTER, search.move),
+            looked=search.looked + 1,
+        )
         return jax.tree.map(lambda x, y: jnp.where(falls | first, x, y), found, back)
 
     def short(search: _Search) -> Array:
         arrived = (search.looked > 0) & (_length(search.gradient) <= until)
         return (search.looked < most) & ~arrived
 
-    zero = jax.tree.map(jnp.zeros_like, start.theta)
     infinite = jnp.full((), jnp.inf, jax.eval_shape(objective.value, start.theta).dtype)
-    begin = _Search(zero, infinite, zero, lbfgs.init(zero), zero, jnp.array(0), infinite)
+    begin = _Search(
+        zero, start.theta, infinite, zero, lbfgs.init(zero), zero, zero, jnp.array(0), infinite
+    )
     loop = _eager_loop if objective.target.is_streamed else jax.lax.while_loop
     end = loop(short, on, begin)
-    last = _add(end.u, end.step)
-    falls = objective.value(_add(start.theta, start.colour(last))) <= end.value
-    u = jax.tree.map(lambda x, y: jnp.where(falls, x, y), last, end.u)
-    theta = _add(start.theta, start.colour(u))
+    last = _add(end.theta, end.move)
+    falls = objective.value(last) <= end.value
+    theta = jax.tree.map(lambda x, y: jnp.where(falls, x, y), last, end.theta)
     return Refined(theta, end.looked, end.mismatch, _length(end.gradient))
 
 
@@ -132,3 +138,7 @@ def _length(gradient: PyTree) -> Float[Array, ""]:
 
 def _add(x: PyTree, y: PyTree) -> PyTree:
     return jax.tree.map(jnp.add, x, y)
+
+
+def _scaled(scale: Any, x: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: scale * leaf, x)
