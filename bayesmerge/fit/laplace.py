@@ -133,14 +133,14 @@ def laplace(
     posterior, likelihood, proper, distance = fit(
         target, exact, gaussian, found, towards, kind, structure, num_samples, key, block_size
     )
-    where_from = "at the mode" if towards is None else "averaged from the mode to `towards`"
+    where = "at the mode" if towards is None else "on average from the mode to `towards`"
     elsewhere = "" if towards is None else (
         "Look without `towards` first: if that works, the curvature on the way there is indefinite "
         "or overflows, so bring `towards` nearer. "
     )  # fmt: skip
     message = (
-        f"the posterior precision, {kind} {where_from} plus prior, is not positive definite, so "
-        f"there is no Laplace approximation. {elsewhere}The Hessian of a trained network often is "
+        f"the posterior precision, {kind} plus prior, is not positive definite {where}, so there "
+        f"is no Laplace approximation. {elsewhere}The Hessian of a trained network often is "
         "not: use curvature='ggn' (with Target.supervised), 'fisher' or 'squared_gradients', which "
         "cannot be indefinite. Otherwise give a prior (directions the data do not determine need "
         "one, such as the scale of a single observation), a more informative one, or train "
@@ -148,9 +148,11 @@ def laplace(
     )
 
     def smallest() -> str:
-        return f"The smallest eigenvalue or entry is {posterior.smallest_precision():.6g}{where()}."
+        return (
+            f"The smallest eigenvalue or entry is {posterior.smallest_precision():.6g}{mostly()}."
+        )
 
-    def where() -> str:
+    def mostly() -> str:
         if not isinstance(posterior, FullGaussian) or not all_finite(posterior.precision):
             return ""
         layout = posterior.layout

@@ -31,7 +31,9 @@ def subsampled(
     which ask for values and gradients: all examples are read once here, and n of them for every
     gradient after it. The gradient's error is the sampling error of the Hessian times the distance
     from θ̄, whereas that of a minibatch alone is as large everywhere. So let θ̄ be a merged model in
-    the middle of the weightings. It is no target for `laplace`: the linear term is no example.
+    the middle of the weightings: there it is better than a minibatch, and far from there, where one
+    task has nearly all weight, it can be worse (docs/results.md). It is no target for `laplace`,
+    since the linear term is no example.
 
     - `target`: ℓ, with its data as arrays, or a NumPyro model whose rows are in a plate that
       subsamples.
