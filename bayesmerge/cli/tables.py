@@ -46,14 +46,14 @@ def print_columns(columns: list[Column]) -> None:
         table.add_column(column.name, justify="right")
     for t, task in enumerate(joint.tasks):
         weights = [list(b.weights.values())[t] for b in best]
-        table.add_row(f"best weight of digits {task}", *(f"{w:.2f}" for w in weights))
+        table.add_row(f"best weight of {task}", *(f"{w:.2f}" for w in weights))
     there = [joint.values(OVERALL)[b.row] for b in best]
     table.add_row("accuracy there", *(f"{b.value:.3f}" for b in best))
     table.add_row("joint accuracy there", *(f"{value:.3f}" for value in there))
     table.add_row("regret", *(f"{a.regret:.3f}" for a in against))
-    table.add_row("rank correlation with joint", *(f"{a.rank_correlation:.2f}" for a in against))
+    table.add_row("rank correlation", *(f"{a.rank_correlation:.2f}" for a in against))
     table.add_row("MSE to joint", *(f"{a.mse:.4f}" for a in against))
-    table.add_row("seconds to fit posteriors", *(f"{c.fit_seconds:.1f}" for c in columns))
-    table.add_row("seconds for all weightings", *(f"{c.sweep_seconds:.1f}" for c in columns))
+    table.add_row("seconds to fit", *(f"{c.fit_seconds:.1f}" for c in columns))
+    table.add_row("seconds to preview", *(f"{c.sweep_seconds:.1f}" for c in columns))
     Console().print(table)
     typer.echo("Seconds include compilation, which the first posterior fitted pays most of.")
