@@ -28,12 +28,12 @@ def reproduced(tmp_path_factory):
     train = np.concatenate(groups)
     images = data.Images((x[train], y[train]), (x[1200:], y[1200:]))
     options = argparse.Namespace(
-        posteriors=["averaging", "full Gaussian", "mixture"],
+        posteriors=["averaging", "full Gaussian", "mixture", "towards prior"],
         spacing=0.2,
         components=2,
         spread=1.0,
         mixture_step_size=0.02,
-        batch_size=100,
+        batch_size=None,
         refine=0,
         folder=tmp_path_factory.mktemp("fast previews"),
     )

@@ -4,7 +4,7 @@ A mode is known by its responsibilities, so that what is kept for a weighting ar
 there are components, however large the models are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import equinox as eqx
@@ -19,9 +19,10 @@ from bayesmerge.mixtures.climb import Ridge, climbs, default_tolerance, values
 from bayesmerge.mixtures.maxima import MAX_STEPS, warn_if_short
 from bayesmerge.mixtures.product import Product
 
-BATCH = 64
+BATCH, FEW = 64, 8
 NEIGHBOURS = 6
 PILOTS = 8
+PILOT_STEPS = 32
 STEPS_AT_ONCE = 6
 ROUNDS = 20
 SMALL = 2**16
@@ -66,24 +67,29 @@ def _with_warm_starts(
     """At a few pilot weightings `Product.maxima` searches. Every weighting climbs from where it is
     highest: at the blend, the highest component mean, or what the pilots' responsibilities show.
     Then those to which a neighbour's responsibilities show a higher place climb from it, round
-    after round, until none is left."""
+    after round, until no neighbour has anything new."""
     alphas = np.asarray(product.exponents)
     pilots = np.unique(np.linspace(0, len(alphas) - 1, PILOTS).round().astype(int))
-    searched = product.with_exponents(product.exponents[pilots]).maxima("highest").best()
-    places = *_at_means(ridge), searched.responsibilities
+    searched = product.with_exponents(product.exponents[pilots])
+    best = searched.maxima("highest", max_steps=PILOT_STEPS).best()
+    places = *_at_means(ridge), best.responsibilities
     tolerance = jnp.asarray(default_tolerance(product.layout))
     found = Modes(*_in_batches(_first, ridge, (alphas,), (*places, tolerance), progress))
     _require_maxima(found.value, alphas)
     _finish(ridge, alphas, found, tolerance, max_steps)
-    near = _nearest(alphas)
+    near, is_new = _nearest(alphas), np.full(len(alphas), True)
     for _ in range(ROUNDS):
-        height, r = _in_batches(_lent, ridge, (alphas, found.responsibilities[near]))
-        noise = 64 * np.finfo(height.dtype).eps * (1 + np.abs(found.value))
-        rows = np.flatnonzero(height > found.value + noise)
-        if not len(rows):
+        asked = np.flatnonzero(is_new[near].any(axis=1))
+        if not len(asked):
             break
-        found.responsibilities[rows], found.steps[rows], found.gradient[rows] = r[rows], 0, np.inf
+        lent = alphas[asked], found.responsibilities[near[asked]]
+        height, r = _in_batches(_lent, ridge, lent)
+        noise = 64 * np.finfo(height.dtype).eps * (1 + np.abs(found.value[asked]))
+        is_higher = height > found.value[asked] + noise
+        rows, r = asked[is_higher], r[is_higher]
+        found.responsibilities[rows], found.steps[rows], found.gradient[rows] = r, 0, np.inf
         _finish(ridge, alphas, found, tolerance, max_steps)
+        is_new = np.isin(np.arange(len(alphas)), rows)
     return found
 
 
@@ -156,13 +162,22 @@ def _in_batches(
 
     count, parts = len(rows[0]), []
     with tqdm(total=count, desc="modes", disable=not progress, unit=" weightings") as bar:
-        for first in range(0, count, BATCH):
-            index = np.minimum(np.arange(first, first + BATCH), count - 1)
-            kept = min(BATCH, count - first)
+        for first, size in _batches(count):
+            index = np.minimum(np.arange(first, first + size), count - 1)
+            kept = min(size, count - first)
             part = function(ridge, *(jnp.asarray(x[index]) for x in rows), *others)
             parts.append([np.asarray(x)[:kept] for x in part])
             bar.update(kept)
     return [np.concatenate(x) for x in zip(*parts, strict=True)]
+
+
+def _batches(count: int) -> Iterator[tuple[int, int]]:
+    """Where each begins and its size, one of two for which programs are compiled."""
+    first = 0
+    while first < count:
+        size = BATCH if count - first > BATCH // 2 else FEW
+        yield first, size
+        first += size
 
 
 def _nearest(alphas: Float[np.ndarray, "A T"]) -> Int[np.ndarray, "A B"]:
