@@ -6,6 +6,8 @@ BIN := .venv/bin
 demo: .venv/demo.stamp
 	$(BIN)/bayesmerge demo
 
+# Most of the suite's time is compilation, and XLA's older emitters compile faster: docs/design.md.
+test: export XLA_FLAGS ?= --xla_cpu_use_fusion_emitters=false
 test: lint types docs
 	$(BIN)/pytest -n auto --dist loadfile --durations 20
 
