@@ -19,6 +19,7 @@ from bayesmerge.fit.expand import expand
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.target import JointTarget
 from bayesmerge.fit.tilted import Tilted, product
+from bayesmerge.linear_algebra import eigh
 from bayesmerge.tasks import as_weights, named
 
 HALVINGS = 20
@@ -121,7 +122,7 @@ def _uphill(gaussian: Any, theta: PyTree) -> PyTree:
     if bool(gaussian.is_proper()):
         return gaussian.solve(score)
     if isinstance(gaussian, FullGaussian):
-        values, vectors = jnp.linalg.eigh(gaussian.precision)
+        values, vectors = eigh(gaussian.precision)
         values = _away_from_zero(jnp.abs(values))
         along = vectors.T @ gaussian.layout.ravel(score)
         return gaussian.layout.unravel(vectors @ (along / values))

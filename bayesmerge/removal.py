@@ -16,7 +16,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import cho_solve
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
@@ -40,6 +39,7 @@ from bayesmerge.fit.optimise import (
     search,
 )
 from bayesmerge.fit.target import Prior, Target
+from bayesmerge.linear_algebra import cho_solve, cholesky
 
 Without: TypeAlias = Literal["newton", "influence"]
 Solver: TypeAlias = Literal["cholesky", "cg"]
@@ -234,12 +234,12 @@ class _Factor(eqx.Module):
     def __init__(self, target: Target, prior: AbstractGaussian | None, params: PyTree, kind: Kind):
         layout = Layout.of(params)
         self.precision = posterior_at(target, prior, params, kind).precision
-        self.lower = jnp.linalg.cholesky(self.precision)
+        self.lower = cholesky(self.precision)
         gradient = layout.ravel(Objective(target, prior).value_and_gradient(params)[1])
         self.distance = jnp.sqrt(gradient @ self.solve(gradient) / layout.size)
 
     def solve(self, sides: Float[Array, "P ..."]) -> Float[Array, "P ..."]:
-        return cho_solve((self.lower, True), sides)
+        return cho_solve(self.lower, sides)
 
     def determines(self, lower: Float[Array, "P P"]) -> Bool[Array, ""]:
         """Whether the pivots of another factor stand out from rounding errors of H̄."""
@@ -264,8 +264,8 @@ def _every_group(
         gradient = weight * layout.ravel(part.value_and_gradient(params)[1])
         if method == "influence":
             return _added(params, layout, whole.solve(gradient)), whole.determines(whole.lower)
-        lower = jnp.linalg.cholesky(whole.precision - weight * curvature_of(part, params, kind))
-        step = cho_solve((lower, True), gradient)
+        lower = cholesky(whole.precision - weight * curvature_of(part, params, kind))
+        step = cho_solve(lower, gradient)
         return _added(params, layout, step), whole.determines(lower)
 
     left, enough = jax.lax.map(one, groups)
@@ -292,8 +292,8 @@ def every_row(
         step, spread = solved[:, 0], solved[:, 1:]
         leverage, enough = A @ spread, whole.determines(whole.lower)
         if method == "newton":
-            inner = jnp.linalg.cholesky(jnp.eye(len(A), dtype=A.dtype) - weight * leverage)
-            step = step + weight * spread @ cho_solve((inner, True), A @ step)
+            inner = cholesky(jnp.eye(len(A), dtype=A.dtype) - weight * leverage)
+            step = step + weight * spread @ cho_solve(inner, A @ step)
             enough = enough & (jnp.min(jnp.diag(inner) ** 2) > _rounding(whole.precision))
         return _added(params, layout, step), enough, jnp.trace(leverage)
 

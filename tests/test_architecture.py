@@ -12,6 +12,7 @@ import bayesmerge as bm
 
 PACKAGE = Path(bm.__file__).parent
 FLOORS = (
+    ("linear_algebra",),
     ("families",),
     ("mixtures",),
     ("tasks", "fingerprint", "files"),

@@ -14,6 +14,7 @@ from bayesmerge.families.layout import Layout
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.expand import expand
 from bayesmerge.fit.tilted import likelihood_factor
+from bayesmerge.linear_algebra import eigh
 from bayesmerge.merging import merge
 from bayesmerge.tasks import as_weights, named
 
@@ -107,10 +108,8 @@ def _surprise(others: Any, merged: Any) -> tuple[PyTree, float]:
     if isinstance(others, FullGaussian):
         layout: Layout = others.layout
         scale = jnp.sqrt(layout.ravel(before))
-        taken = (jnp.linalg.inv(others.precision) - jnp.linalg.inv(merged.precision)) / jnp.outer(
-            scale, scale
-        )
-        shares, directions = jnp.linalg.eigh(0.5 * (taken + taken.T))
+        taken = (others.covariance() - merged.covariance()) / jnp.outer(scale, scale)
+        shares, directions = eigh(0.5 * (taken + taken.T))
         along = directions.T @ (layout.ravel(change) / scale)
         told = shares > DIRECTIONS
         statistic = jnp.sum(jnp.where(told, along**2 / jnp.where(told, shares, 1.0), 0.0))

@@ -4,13 +4,13 @@ from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from bayesmerge.families.base import over_batch
 from bayesmerge.families.checks import all_finite, require, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
+from bayesmerge.linear_algebra import cho_solve, cholesky, eigh, solve_triangular
 
 
 class FullGaussian(AbstractGaussian):
@@ -71,7 +71,7 @@ class FullGaussian(AbstractGaussian):
     @over_batch
     def is_proper(self) -> Bool[Array, "*batch"]:
         """Whether Λ has a Cholesky factor."""
-        return all_finite(jnp.linalg.cholesky(self.precision))
+        return all_finite(cholesky(self.precision))
 
     def multiply(self, theta: PyTree) -> PyTree:
         return self.layout.unravel(self.precision @ self.layout.ravel(theta))
@@ -80,7 +80,7 @@ class FullGaussian(AbstractGaussian):
         return self._solve(self._unchecked_factor(), vector)
 
     def sandwich(self, G: Float[Array, "P P"]) -> Float[Array, "P P"]:
-        half = solve_triangular(self._unchecked_factor(), G, lower=True)
+        half = solve_triangular(self._unchecked_factor(), G)
         return half.T @ half
 
     def entries(self, x: PyTree, y: PyTree) -> Float[Array, "P P"]:
@@ -90,7 +90,7 @@ class FullGaussian(AbstractGaussian):
     @over_batch
     def smallest_precision(self) -> Float[Array, "*batch"]:
         """The smallest eigenvalue of Λ."""
-        return jnp.linalg.eigvalsh(self.precision)[0]
+        return eigh(self.precision)[0][0]
 
     def widen(self) -> AbstractGaussian:
         raise TypeError("a FullGaussian is already the widest Gaussian family.")
@@ -101,7 +101,7 @@ class FullGaussian(AbstractGaussian):
         return self._covariance(self._factor("covariance"))
 
     def _unchecked_factor(self) -> Float[Array, "P P"]:
-        return jnp.linalg.cholesky(self.precision)
+        return cholesky(self.precision)
 
     def _factor(self, what: str) -> Float[Array, "P P"]:
         factor = self._unchecked_factor()
@@ -116,17 +116,17 @@ class FullGaussian(AbstractGaussian):
         return f"Its smallest eigenvalue is {self.smallest_precision()}."
 
     def _covariance(self, factor: Float[Array, "P P"]) -> Float[Array, "P P"]:
-        return cho_solve((factor, True), jnp.eye(self.layout.size, dtype=factor.dtype))
+        return cho_solve(factor, jnp.eye(self.layout.size, dtype=factor.dtype))
 
     def _solve(self, factor: Float[Array, "P P"], linear: PyTree) -> PyTree:
-        return self.layout.unravel(cho_solve((factor, True), self.layout.ravel(linear)))
+        return self.layout.unravel(cho_solve(factor, self.layout.ravel(linear)))
 
     def _log_determinant(self, factor: Float[Array, "P P"]) -> Float[Array, ""]:
         return 2 * jnp.sum(jnp.log(jnp.diag(factor)))
 
     def _correlate(self, factor: Float[Array, "P P"], noise: PyTree) -> PyTree:
         vector = self.layout.ravel(noise)
-        return self.layout.unravel(solve_triangular(factor, vector, trans=1, lower=True))
+        return self.layout.unravel(solve_triangular(factor, vector, transpose=True))
 
     def _marginal_variance(self, factor: Float[Array, "P P"]) -> PyTree:
         return self.layout.unravel(jnp.diag(self._covariance(factor)))
@@ -134,7 +134,7 @@ class FullGaussian(AbstractGaussian):
     def _spread_divergence(
         self, factor: Float[Array, "P P"], other: "FullGaussian"
     ) -> Float[Array, ""]:
-        half = solve_triangular(factor, other._factor("divergence"), lower=True)
+        half = solve_triangular(factor, other._factor("divergence"))
         log_ratio = other._log_determinant(other._factor("divergence"))
         log_ratio = log_ratio - self._log_determinant(factor)
         return jnp.sum(half**2) - self.layout.size - log_ratio

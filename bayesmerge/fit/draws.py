@@ -15,6 +15,7 @@ from bayesmerge.families.checks import require, require_finite
 from bayesmerge.families.layout import Layout
 from bayesmerge.fit.curvature import Structure, require_known
 from bayesmerge.fit.expand import FAMILIES
+from bayesmerge.linear_algebra import cho_solve, cholesky, eigh
 from bayesmerge.mixtures.mixture import Mixture
 
 
@@ -138,9 +139,10 @@ def _precision(
         covariance = rows.T @ rows / (len(rows) - 1)
         scale = jnp.sqrt(jnp.diag(covariance))
         correlation = covariance / jnp.outer(scale, scale)
-        smallest = jnp.linalg.eigvalsh(correlation)[0]
+        smallest = eigh(correlation)[0][0]
         determined = smallest > len(rows) ** 0.5 * jnp.finfo(correlation.dtype).eps
-        inverse = jnp.linalg.inv(require(correlation, determined, message))
+        factor = cholesky(require(correlation, determined, message))
+        inverse = cho_solve(factor, jnp.eye(len(scale), dtype=scale.dtype))
         return 0.5 * (inverse + inverse.T) / jnp.outer(scale, scale)
     variance = jax.tree.map(lambda x: jnp.sum(x**2, axis=0) / (len(x) - 1), away)
     if structure == "isotropic":

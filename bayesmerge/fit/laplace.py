@@ -33,6 +33,7 @@ from bayesmerge.fit.optimise import (
     require_kinds,
     search,
 )
+from bayesmerge.linear_algebra import eigh
 
 NEGLIGIBLE = 0.01
 """Distance from the mode, in posterior standard deviations, that goes without saying."""
@@ -156,7 +157,7 @@ def laplace(
         if not isinstance(posterior, FullGaussian) or not all_finite(posterior.precision):
             return ""
         layout = posterior.layout
-        weakest = jnp.abs(jnp.linalg.eigh(posterior.precision)[1][:, 0])
+        weakest = jnp.abs(eigh(posterior.precision)[1][:, 0])
         sizes = [jnp.max(x).item() for x in jax.tree.leaves(layout.unravel(weakest))]
         name = layout.names[sizes.index(max(sizes))] or "theta"
         return f", in a direction of mostly {name}"

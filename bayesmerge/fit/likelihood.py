@@ -17,6 +17,7 @@ from jax.nn import log_softmax, softplus
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import is_concrete
+from bayesmerge.linear_algebra import eigh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +177,7 @@ def _convex_root(
 ) -> Float[Array, "C C"]:
     """A square root of the Hessian in f of any loss, its negative eigenvalues taken as zero."""
     hessian = jax.hessian(lambda f: loss(f.reshape(output.shape), label))(output.ravel())
-    eigenvalues, vectors = jnp.linalg.eigh(hessian)
+    eigenvalues, vectors = eigh(hessian)
     return vectors * jnp.sqrt(jnp.maximum(eigenvalues, 0))[None, :]
 
 

@@ -17,6 +17,7 @@ from bayesmerge.families.base import AbstractExponentialFamily
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.run import AbstractMethod, Schedule, run
 from bayesmerge.fit.von import RobbinsMonro, at_step, require_step_size
+from bayesmerge.linear_algebra import lstsq
 
 MANY = 1000
 HALVINGS = 20
@@ -138,7 +139,7 @@ def _regression(T: Float[Array, "S D"], losses: Float[Array, " S"]) -> Float[Arr
     """Cov[T]⁻¹Cov[T, ℓ] over draws, of the smallest norm where T repeats itself."""
     T = T - jnp.mean(T, axis=0)[None]
     scale = jnp.sqrt(jnp.mean(T**2, axis=0))
-    coefficients = jnp.linalg.lstsq(T / scale[None], losses - jnp.mean(losses))[0]
+    coefficients = lstsq(T / scale[None], losses - jnp.mean(losses))
     return coefficients / scale
 
 

@@ -11,7 +11,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from bayesmerge.families.base import tree_dot
@@ -28,6 +27,7 @@ from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Kind, curvature
+from bayesmerge.linear_algebra import cho_solve, cholesky
 
 Method = Literal["lbfgs", "newton"]
 """`newton` adds to L-BFGS what a P×P factorisation can: the mode to machine precision."""
@@ -308,7 +308,7 @@ def _newton(
 
     def step(state: NewtonState) -> NewtonState:
         theta, gradient, steps, _, _ = state
-        factor = (jnp.linalg.cholesky(objective.precision(theta, kind)), True)
+        factor = cholesky(objective.precision(theta, kind))
         direction = layout.unravel(cho_solve(factor, layout.ravel(gradient)))
         level = tree_dot(gradient, direction)
 

@@ -13,6 +13,7 @@ from bayesmerge.families.base import AbstractExponentialFamily
 from bayesmerge.families.diagonal import DiagonalGaussian
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.isotropic import IsotropicGaussian
+from bayesmerge.linear_algebra import cho_solve, cholesky, solve
 
 NEWTON_STEPS = 50
 HALVINGS = 40
@@ -110,8 +111,8 @@ def _nearest_full(weights: Float[Array, " K"], components: FullGaussian) -> Full
     mean, away, _ = _moments(weights, components)
     rows = jax.vmap(layout.ravel)(away)
     covariance = _average(weights, components.covariance()) + rows.T @ (weights[:, None] * rows)
-    factor = jnp.linalg.cholesky(covariance)
-    precision = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(layout.size, dtype=rows.dtype))
+    factor = cholesky(covariance)
+    precision = cho_solve(factor, jnp.eye(layout.size, dtype=rows.dtype))
     return FullGaussian.from_mean_precision(mean, 0.5 * (precision + precision.T))
 
 
@@ -140,7 +141,7 @@ def _nearest_by_newton(weights: Float[Array, " K"], components: AbstractExponent
 
     def step(natural: Float[Array, " D"], _: None) -> tuple[Array, None]:
         gradient, hessian = jax.grad(objective)(natural), jax.hessian(objective)(natural)
-        direction = -jnp.linalg.solve(hessian, gradient)
+        direction = -solve(hessian, gradient)
         here = objective(natural)
         scales = 0.5 ** jnp.arange(HALVINGS)
         heights = jax.vmap(lambda s: objective(natural + s * direction))(scales)

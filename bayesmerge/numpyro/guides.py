@@ -15,6 +15,7 @@ from bayesmerge.families.checks import require
 from bayesmerge.families.diagonal import DiagonalGaussian
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.recognise import gaussian_of
+from bayesmerge.linear_algebra import solve
 from bayesmerge.numpyro import sites
 
 DRAWS_REMEDY = "draw from it, and match moments: `bm.fit.moment_matched(model.unconstrain(draws))`"
@@ -79,7 +80,7 @@ def _low_rank_precision(W: Float[Array, "P R"], d: Float[Array, " P"]) -> Float[
     """(WWᵀ + diag d)⁻¹, by Woodbury's identity."""
     V = W / d[:, None]
     inner = jnp.eye(W.shape[1], dtype=W.dtype) + W.T @ V
-    return jnp.diag(1 / d) - V @ jnp.linalg.solve(inner, V.T)
+    return jnp.diag(1 / d) - V @ solve(inner, V.T)
 
 
 def _of_sites(model: Any, guide: Callable[..., Any], params: dict[str, Any]) -> Any:

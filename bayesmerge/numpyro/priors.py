@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
@@ -23,6 +22,7 @@ from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gamma import Gamma
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
+from bayesmerge.linear_algebra import solve_triangular
 from bayesmerge.mixtures.mixture import Mixture
 from bayesmerge.numpyro import sites
 
@@ -228,7 +228,7 @@ class _Correlated(dist.Distribution):
         away = (value - jnp.broadcast_to(self.mean_, jnp.shape(value))).reshape(
             -1, len(self.factor)
         )
-        noise = solve_triangular(self.factor, away.T, lower=True).T
+        noise = solve_triangular(self.factor, away.T).T
         heights = dist.Normal(0.0, 1.0).log_prob(noise) - jnp.log(jnp.diag(self.factor))[None, :]
         return heights.reshape(jnp.shape(value))
 

@@ -17,13 +17,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Float, Int, PyTree
 
 from bayesmerge.families.checks import all_finite
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.fit.tilted import product
+from bayesmerge.linear_algebra import cho_solve, cholesky, eigh, qr, solve_triangular
 
 BLOCK = 16
 """Directions that V grows by at once, or an eighth of those it has, whichever is more: matrices are
@@ -115,7 +115,7 @@ class Factorised(eqx.Module):
     @classmethod
     def of(cls, gaussian: Any) -> "Factorised":
         is_full = isinstance(gaussian, FullGaussian)
-        return cls(gaussian, jnp.linalg.cholesky(gaussian.precision) if is_full else None)
+        return cls(gaussian, cholesky(gaussian.precision) if is_full else None)
 
     def is_proper(self) -> bool:
         return bool(self.gaussian.is_proper() if self.factor is None else all_finite(self.factor))
@@ -128,7 +128,7 @@ class Factorised(eqx.Module):
         if self.factor is None:
             return self.gaussian.colouring()(u)
         layout = self.gaussian.layout
-        vector = solve_triangular(self.factor, layout.ravel(u), trans=1, lower=True)
+        vector = solve_triangular(self.factor, layout.ravel(u), transpose=True)
         return layout.unravel(vector)
 
     def solve(self, columns: Any) -> Array:
@@ -204,17 +204,17 @@ def _inverse_iteration(factor: Float[Array, "P P"]) -> Float[Array, ""]:
     start = jax.random.normal(jax.random.key(0), (len(factor), min(4, len(factor))), factor.dtype)
 
     def step(_: Any, columns: Array) -> Array:
-        return jnp.linalg.qr(cho_solve((factor, True), columns))[0]
+        return qr(cho_solve(factor, columns))[0]
 
     columns = jax.lax.fori_loop(0, INVERSE_STEPS, step, start)
-    return 1 / jnp.linalg.eigvalsh(columns.T @ cho_solve((factor, True), columns))[-1]
+    return 1 / eigh(columns.T @ cho_solve(factor, columns))[0][-1]
 
 
 @eqx.filter_jit
 def _exceeds(precision: Float[Array, "P P"], bound: Float[Array, ""]) -> Array:
     """Whether all eigenvalues are larger than `bound`."""
     shift = bound * jnp.eye(len(precision), dtype=precision.dtype)
-    return all_finite(jnp.linalg.cholesky(precision - shift))
+    return all_finite(cholesky(precision - shift))
 
 
 @eqx.filter_jit
@@ -233,7 +233,7 @@ def _times(q: Any, columns: Float[Array, "P B"]) -> Float[Array, "P B"]:
 def _solve(q: Any, factor: Array | None, columns: Float[Array, "P B"]) -> Float[Array, "P B"]:
     """Λ⁻¹V."""
     if factor is not None:
-        return cho_solve((factor, True), columns)
+        return cho_solve(factor, columns)
     layout = q.layout
     return jax.vmap(lambda v: layout.ravel(q.solve(layout.unravel(v))), 1, 1)(columns)
 
