@@ -1,10 +1,5 @@
-"""Settings of every test: float64, no silent broadcasting, no program compiled twice by a process.
+"""Settings of every test: float64, no silent broadcasting, no program compiled twice."""
 
-NPROC is the number of XLA's threads. With two of them jax before 0.12 can stand still where one
-program has several batches of LAPACK calls: see docs/design.md.
-"""
-
-import os
 import tempfile
 from collections.abc import Iterator
 
@@ -13,7 +8,6 @@ import jax
 import matplotlib as mpl
 import pytest
 
-os.environ.setdefault("NPROC", "8")
 mpl.use("agg")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("bayesmerge", deadline=None, max_examples=25, derandomize=True)
