@@ -61,6 +61,8 @@ def cases(P: int, K: int) -> dict[str, Callable[[int], object]]:
             + [bm.merge(q, W).covariance(), bm.merge(q, W).kl_divergence(q[0])]
         )
     )
+    fits = jax.jit(jax.vmap(lambda y: bm.laplace(bm.Target(half_square, y), p0).mode()))
+    noise = jnp.asarray(rng.normal(size=(K, 3, P)))
     square = lambda w: jnp.sum(w**2)  # noqa: E731
 
     def preview_of(q: list, **options: object) -> Callable[[int], object]:
@@ -74,18 +76,19 @@ def cases(P: int, K: int) -> dict[str, Callable[[int], object]]:
         return lambda i: bm.preview(q, grid, square, p0, targets=targets, refine=2, progress=False)
 
     def shards() -> Callable[[int], object]:
-        targets = {str(t): supervised() for t in range(3)}
-        return lambda i: bm.refine(
-            targets,
-            bm.merge(fit_shards(targets, lambda t: bm.laplace(t, p0)), [1.0] * 3, p0),
-            [1.0] * 3,
-            p0,
-            steps=1,
-        )
+        targets, ones = {str(t): supervised() for t in range(3)}, [1.0, 1.0, 1.0]
+        method = lambda target: bm.laplace(target, p0)  # noqa: E731
+
+        def call(i: int) -> object:
+            merged = bm.merge(fit_shards(targets, method), ones, p0)
+            return bm.refine(targets, merged, ones, p0, steps=1)
+
+        return call
+
+    matched = jax.jit(jax.vmap(moment_matched))
 
     def mcmc(i: int) -> object:
-        draws = jnp.asarray(rng.normal(size=(3, 4 * P, P)))
-        return jax.jit(jax.vmap(moment_matched))(draws).mode()
+        return matched(jnp.asarray(rng.normal(size=(3, 4 * P, P)))).mode()
 
     def with_mixtures(call: Callable[[list[bm.Mixture], int], object]) -> Callable[[], object]:
         def make() -> Callable[[int], object]:
