@@ -119,13 +119,7 @@ def cases(P: int, K: int) -> dict[str, Callable[[int], object]]:
         "user's jit": lambda: (lambda q: lambda i: four(q, jnp.asarray(grid, float) + 0.001 * i))(
             posteriors()
         ),
-        "vmap laplace": lambda: (
-            lambda x: (
-                lambda i: jax.jit(
-                    jax.vmap(lambda y: bm.laplace(bm.Target(half_square, y), p0).mode())
-                )(x + i)
-            )
-        )(jnp.asarray(rng.normal(size=(K, 3, P)))),
+        "vmap laplace": lambda: lambda i: fits(noise + i),
         "shards, refine": shards,
         "mixture_von": fitted(
             lambda t, k: (
