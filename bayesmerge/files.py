@@ -50,11 +50,13 @@ def writable(path: Any, suffixes: tuple[str, ...], name: str = "path") -> Path:
         raise TypeError(f"{name} is a {type(path).__name__}, and it must be text or a Path.")
     path = Path(path)
     if path.suffix not in suffixes:
-        raise ValueError(f"{name} is '{path}', and it must end in {' or '.join(suffixes)}.")
+        raise ValueError(f"{name} is '{path}', and it must end in {_either(suffixes)}.")
     folder = path.parent
     if not os.path.isdir(folder):
         home = " Write out '~' by Path(…).expanduser()." if path.parts[0].startswith("~") else ""
-        raise ValueError(f"{name} is '{path}', and there is no folder '{folder}': make it.{home}")
+        raise ValueError(
+            f"{name} is '{path}', and there is no folder '{folder}': make it first.{home}"
+        )
     if os.path.isdir(path):
         raise ValueError(f"{name} is '{path}', and that is a folder: give another name.")
     target, trial = _target_and_unfinished(path)
@@ -65,6 +67,10 @@ def writable(path: Any, suffixes: tuple[str, ...], name: str = "path") -> Path:
     except OSError as error:
         raise _unwritten(error, path) from error
     return path
+
+
+def _either(suffixes: tuple[str, ...]) -> str:
+    return suffixes[0] if len(suffixes) == 1 else f"one of {', '.join(suffixes)}"
 
 
 def _target_and_unfinished(path: str | os.PathLike[str]) -> tuple[Path, Path]:

@@ -224,7 +224,7 @@ def test_a_sweep_does_not_go_on_with_another_metric(tmp_path):
     options = {"compiled": False, "save": tmp_path / "sweep.nc", "progress": False}
     with pytest.raises(KeyboardInterrupt):
         bm.preview(gaussians(), WEIGHTS, Interrupted(20), **options)
-    with pytest.raises(ValueError, match="is of another preview: .*the code of first_and_norm"):
+    with pytest.raises(ValueError, match=r"is of another preview: .*the code of first_and_norm"):
         bm.preview(gaussians(), WEIGHTS, lambda theta: {"first": theta[0]}, **options)
 
 

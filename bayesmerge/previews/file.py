@@ -54,8 +54,8 @@ def read(path: Path) -> Table:
                 return _as_table(dataset)
     except (LookupError, TypeError, ValueError, AttributeError, EOFError, OSError) as error:
         raise ValueError(
-            f"'{path}' is no saved preview, or a damaged one: {files.other_kind(path, MAGIC) or error}. Give "
-            "another name, or delete it."
+            f"'{path}' is no saved preview, or a damaged one: "
+            f"{files.other_kind(path, MAGIC) or error}. Give another name, or delete it."
         ) from error
     raise ValueError(
         f"'{path}' has version {dataset.attrs['format']} of the format, and up to {FORMAT} is read "
