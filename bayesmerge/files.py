@@ -53,12 +53,14 @@ def writable(path: Any, suffixes: tuple[str, ...], name: str = "path") -> Path:
         raise ValueError(f"{name} is '{path}', and it must end in {_either(suffixes)}.")
     folder = path.parent
     if not os.path.isdir(folder):
-        home = " Write out '~' by Path(…).expanduser()." if path.parts[0].startswith("~") else ""
+        home = " Path.expanduser() writes out '~'." if path.parts[0].startswith("~") else ""
         raise ValueError(
             f"{name} is '{path}', and there is no folder '{folder}': make it first.{home}"
         )
     if os.path.isdir(path):
-        raise ValueError(f"{name} is '{path}', and that is a folder: give another name.")
+        raise ValueError(
+            f"{name} is '{path}', and that is a folder, which cannot be written: give another name."
+        )
     target, trial = _target_and_unfinished(path)
     try:
         _require_replaceable(target)

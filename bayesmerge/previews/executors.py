@@ -41,7 +41,7 @@ class Job(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-def usable(executor: Executor | None) -> Executor | None:
+def usable(executor: Any) -> Executor | None:
     """`executor`, or an error where it cannot carry out work of JAX."""
     if executor is None:
         return None
