@@ -1,6 +1,7 @@
 """What a computation starts from, in a few bytes: so that a file of another one is refused."""
 
 import dataclasses
+import enum
 import functools
 import hashlib
 import importlib.util
@@ -19,7 +20,7 @@ import numpy as np
 PYTHON = "the version of Python"
 CODE = "the code of "
 STATE = "not compared"
-SCALARS = bool, int, float, complex, str, bytes, np.generic
+SCALARS = bool, int, float, complex, str, bytes, enum.Enum, np.generic
 STDLIB = sysconfig.get_path("stdlib")
 
 
@@ -188,7 +189,8 @@ def _is_installed(x: Any) -> bool:
     name = x.__name__ if isinstance(x, types.ModuleType) else x.__module__ or "builtins"
     if name in sys.builtin_module_names or name.partition(".")[0] == __package__:
         return True
-    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    module = sys.modules.get(name) or sys.modules.get(name.partition(".")[0])
+    file = getattr(module, "__file__", None) or ""
     is_in_package = "site-packages" in file or "dist-packages" in file
     return name != "__main__" and (file.startswith(STDLIB) or is_in_package)
 

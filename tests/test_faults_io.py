@@ -283,6 +283,19 @@ def test_a_preview_of_a_later_version(tmp_path, monkeypatch):
         bm.Preview.load(tmp_path / "p.nc")
 
 
+def test_names_come_back_or_are_refused(tmp_path, two):
+    path = tmp_path / "p.nc"
+    for tasks in (("a ", ""), ("$x$", "_b\n"), ("a\0b", "ü" * 300)):
+        seen(tasks, tasks).save(path)
+        again = bm.Preview.load(path)
+        assert again.tasks == tuple(again.metrics) == tasks
+    for name in ("a\0", "\ud800"):
+        with pytest.raises(ValueError, match="cannot be kept in a file"):
+            seen(tasks=(name, "b")).save(path)
+        with pytest.raises(ValueError, match="cannot be kept in a file"):
+            bm.preview(two, WEIGHTS, lambda t, n=name: {n: t[0]}, save=tmp_path / "q.nc", **QUIET)
+
+
 # Posteriors over any containers
 
 

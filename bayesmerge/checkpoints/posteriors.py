@@ -137,14 +137,18 @@ def save(
         try:
             save_file(arrays, unfinished, metadata)
         except SafetensorError as error:
-            raise _as_os_error(error) from error
+            raise _as_usual(error) from error
 
 
-def _as_os_error(error: Exception) -> OSError:
-    """What safetensors says of a full disk, as every other writer does."""
+def _as_usual(error: Exception) -> Exception:
+    """What safetensors says of a full disk, as other writers do."""
     number = re.search(r"os error (\d+)", str(error))
-    code = int(number[1]) if number else None
-    return OSError(code, os.strerror(code) if code else str(error))
+    if number is None:
+        return ValueError(
+            f"the posteriors do not fit into one file ({error}): save fewer in one, or give them "
+            "shorter names."
+        )
+    return OSError(int(number[1]), os.strerror(int(number[1])))
 
 
 def load(path: str | os.PathLike[str], like: Any = None) -> Saved:
@@ -169,6 +173,13 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Saved:
     ...     saved = bm.checkpoints.load(f"{folder}/coins.safetensors")
     >>> bm.merge(saved.posteriors, [1.0, 1.0], saved.prior).mode()
     Array(0.6666667, dtype=float32)
+    >>> import collections
+    >>> theta = collections.OrderedDict(w=jnp.ones(2))
+    >>> q = bm.IsotropicGaussian.from_mean_precision(theta, 3.0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     bm.checkpoints.save(f"{folder}/q.safetensors", {"a": q})
+    ...     bm.checkpoints.load(f"{folder}/q.safetensors", like=theta).posteriors["a"].mode()["w"]
+    Array([1., 1.], dtype=float32)
 
     ```
     """

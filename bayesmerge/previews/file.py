@@ -1,6 +1,7 @@
 """A preview on disk, in netCDF: whole, or as far as an interrupted one has come."""
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,8 +36,23 @@ def writable(path: Any) -> Path:
     return files.writable(path, (SUFFIX,), "the file")
 
 
+def require_storable(names: Iterable[str]) -> None:
+    """An error that tells a name which would not come back from a file as it is."""
+    for name in names:
+        try:
+            is_storable = not name.encode().endswith(b"\0")
+        except UnicodeEncodeError:
+            is_storable = False
+        if not is_storable:
+            raise ValueError(
+                f"the name {name!r} cannot be kept in a file: it is not valid Unicode, or it ends "
+                "in a null character. Rename it."
+            )
+
+
 def write(table: Table, path: Path) -> None:
     """All of it, or the file stays as it was."""
+    require_storable((*table.tasks, *table.metrics, *table.details))
     content = _as_dataset(table).to_netcdf(engine="scipy")
     with files.whole(path) as unfinished:
         unfinished.write_bytes(content)

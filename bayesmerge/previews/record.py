@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree
 
 from bayesmerge.fingerprint import PYTHON, as_fingerprint, differences, fingerprint, settled
-from bayesmerge.previews.file import Table, read, writable, write
+from bayesmerge.previews.file import Table, read, require_storable, writable, write
 from bayesmerge.previews.measure import Means, Measured, ModelAt, measure
 
 SECONDS_BETWEEN_WRITES = 15.0
@@ -50,6 +50,7 @@ class Record:
         self.starts = {"tasks": tasks, "higher_is_better": higher_is_better, **(starts or {})}
         self.table = Table({}, {}, weights, tasks, higher_is_better, nothing)
         if self.path is not None:
+            require_storable(tasks)
             seen = fingerprint(**self.starts)
             self.table = self.table._replace(fingerprint=json.dumps(seen))
             if self.path.exists():
@@ -62,6 +63,7 @@ class Record:
                 f"returned {tuple(measured.metrics)}: it is another one. Give another name."
             )
         if self.path is not None and not self.table.found.any():
+            require_storable(measured.metrics)
             seen = settled(json.loads(self.table.fingerprint), fingerprint(**self.starts))
             self.table = self.table._replace(fingerprint=json.dumps(seen))
         pairs = (self.table.metrics, measured.metrics), (self.table.details, measured.details)
