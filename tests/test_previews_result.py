@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import itertools
+import os
 import warnings
 
 import equinox as eqx
@@ -189,11 +190,12 @@ class Interrupted:
     __name__ = "metric"
 
     def __init__(self, at):
-        self.at, self.calls = at, 0
+        self.left, self.calls = at, 0
 
     def __call__(self, theta):
         self.calls += 1
-        if self.calls == self.at:
+        self.left -= 1
+        if self.left == 0:
             raise KeyboardInterrupt
         return first_and_norm(theta)
 
@@ -222,13 +224,25 @@ def test_a_sweep_does_not_go_on_with_another_metric(tmp_path):
     options = {"compiled": False, "save": tmp_path / "sweep.nc", "progress": False}
     with pytest.raises(KeyboardInterrupt):
         bm.preview(gaussians(), WEIGHTS, Interrupted(20), **options)
+    with pytest.raises(ValueError, match=r"is of another preview: .*the code of first_and_norm"):
+        bm.preview(gaussians(), WEIGHTS, lambda theta: {"first": theta[0]}, **options)
 
+
+def test_a_sweep_does_not_go_on_with_metrics_of_other_names(tmp_path, monkeypatch):
     def metric(theta):
-        return {"first": theta[0]}
+        if os.environ["CALLS"] == "2":
+            raise KeyboardInterrupt
+        monkeypatch.setenv("CALLS", str(int(os.environ["CALLS"]) + 1))
+        return {os.environ["NAME"]: theta[0]}
 
-    with pytest.raises(
-        ValueError, match=r"has the metrics \('first', 'norm'\), and the metric ret"
-    ):
+    monkeypatch.setenv("CALLS", "0")
+    monkeypatch.setenv("NAME", "first")
+    options = {"compiled": False, "save": tmp_path / "sweep.nc", "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        bm.preview(gaussians(), WEIGHTS, metric, **options)
+    monkeypatch.setenv("CALLS", "3")
+    monkeypatch.setenv("NAME", "second")
+    with pytest.raises(ValueError, match=r"has the metrics \('first',\), and the metric ret"):
         bm.preview(gaussians(), WEIGHTS, metric, **options)
 
 

@@ -136,7 +136,7 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
         run(*(METHODS["ivon"][0], logistic(), METHODS["ivon"][1]), key=key(), **options)
     with pytest.raises(ValueError, match="the key or the batch size differ"):
         run(method, logistic(), start, key=key(3), **options)
-    for bad, message in {"fit.pkl": "must end in .npz", "no/fit.npz": "no directory"}.items():
+    for bad, message in {"fit.pkl": "must end in .npz", "no/fit.npz": "no folder"}.items():
         with pytest.raises(ValueError, match=message):
             bm.von(logistic(), PRIOR, key=key(), checkpoint=tmp_path / bad, progress=False)
 

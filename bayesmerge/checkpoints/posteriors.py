@@ -7,6 +7,7 @@ how its parameters θ nest; nothing in a file is ever executed.
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from bayesmerge.checkpoints.nesting import (
+    Like,
+    UnlikeError,
+    is_custom,
+    leaf_key,
+    nested,
+    nesting,
+    shaped,
+)
 from bayesmerge.families import (
     AbstractExponentialFamily,
     Beta,
@@ -28,7 +38,9 @@ from bayesmerge.families import (
     IsotropicGaussian,
     Layout,
 )
-from bayesmerge.files import whole
+from bayesmerge.files import other_kind, readable, whole, writable
+from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.fit.tilted import Tilted
 from bayesmerge.mixtures import Mixture
 from bayesmerge.tasks import named
 
@@ -37,7 +49,10 @@ Read: TypeAlias = Callable[[str], np.ndarray]
 
 SUFFIX = ".safetensors"
 METADATA = "bayesmerge.posteriors"
-VERSION = 1
+MAGIC = b"{"
+VERSION = 2
+"""1 without containers that `load` takes from `like`."""
+
 DTYPES = ("float32", "float64")
 DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
@@ -79,12 +94,14 @@ def save(
     """Write posteriors to one file: all of it, or the file stays as it was.
 
     - `path`: ends in `.safetensors`.
-    - `posteriors`: q_t by task name: Gaussians, `Beta`, `Dirichlet`, `Gamma`, and `Mixture` of
-      one of these; improper ones too. Batches keep their leading axes.
+    - `posteriors`: q_t by task name, which is kept as text: Gaussians, `Beta`, `Dirichlet`,
+      `Gamma`, and `Mixture` of one of these; improper ones too. Batches keep their leading axes.
+      θ may be any pytree; where it has other containers than dicts, lists and tuples, such as
+      Equinox modules, `load` needs `like`.
     - `prior`: p_0, kept with them.
 
-    **Raises** `TypeError` for other posteriors, and for parameters θ in containers other than
-    dicts, lists and tuples; `ValueError` for another suffix, or a folder that does not exist.
+    **Raises** `TypeError` for other posteriors, such as products and exact priors; `ValueError` for
+    another suffix, or a folder that does not exist; `OSError` where the file cannot be written.
 
     ```python
     >>> import tempfile, jax.numpy as jnp, bayesmerge as bm
@@ -96,42 +113,56 @@ def save(
 
     ```
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    path = Path(path)
-    if path.suffix != SUFFIX:
-        raise ValueError(f"path is '{path}', and its name must end in {SUFFIX}.")
-    if not path.parent.is_dir():
-        raise ValueError(
-            f"path is '{path}', and there is no folder '{path.parent}': make it first."
-        )
+    path = writable(path, (SUFFIX,))
     names, members = named(posteriors, "posteriors")
     for name in names:
         _require_usable(name, names)
     arrays: dict[str, np.ndarray] = {}
-    tasks = [
+    tasks: list[dict[str, Any]] = [
         {"name": name, "posterior": _described(q, _key_of(name), arrays)}
         for name, q in zip(names, members, strict=True)
     ]
+    described = None if prior is None else _described(prior, "prior", arrays)
+    of_all = [*(task["posterior"] for task in tasks), described or tasks[0]["posterior"]]
     structure = {
-        "version": VERSION,
+        "version": 1 + any(is_custom(_theta_of(q)) for q in of_all),
         "tasks": tasks,
-        "prior": None if prior is None else _described(prior, "prior", arrays),
+        "prior": described,
     }
+    metadata = {METADATA: json.dumps(structure, ensure_ascii=False)}
     with whole(path) as unfinished:
-        unfinished.touch()
-        permissions = unfinished.stat().st_mode
-        save_file(arrays, unfinished, {METADATA: json.dumps(structure, ensure_ascii=False)})
-        unfinished.chmod(permissions)  # safetensors lets nobody else read what it writes
+        try:
+            save_file(arrays, unfinished, metadata)
+        except SafetensorError as error:
+            raise _as_usual(error) from error
 
 
-def load(path: str | os.PathLike[str]) -> Saved:
+def _as_usual(error: Exception) -> Exception:
+    """What safetensors says of a full disk, as other writers do."""
+    number = re.search(r"os error (\d+)", str(error))
+    if number is None:
+        return ValueError(
+            f"the posteriors do not fit into one file ({error}): save fewer in one, or give them "
+            "shorter names."
+        )
+    return OSError(int(number[1]), os.strerror(int(number[1])))
+
+
+def load(path: str | os.PathLike[str], like: Any = None) -> Saved:
     """Read what `save` wrote: the same families, parameters and dtypes, the tasks in their order.
 
-    **Warns** where the file holds float64 and jax does not: then it is rounded to float32.
+    - `like`: a model, parameters or posterior with the containers of θ, needed where these are not
+      only dicts, lists and tuples. Names and shapes of its leaves must be those in the file; their
+      values are not used, and leaves that are no floating-point arrays are left out of θ.
 
-    **Raises** `FileNotFoundError`, and `ValueError` for a file that is damaged, of another kind, or
-    written by a newer version.
+    **Warns** where the file holds float64 and jax does not: then it is rounded to float32; and
+    where it holds numbers that are not finite.
+
+    **Raises** `FileNotFoundError`, and `ValueError` for a file that is damaged, of another kind,
+    written by a newer version, or not like `like`.
 
     ```python
     >>> import tempfile, jax.numpy as jnp, bayesmerge as bm
@@ -142,24 +173,33 @@ def load(path: str | os.PathLike[str]) -> Saved:
     ...     saved = bm.checkpoints.load(f"{folder}/coins.safetensors")
     >>> bm.merge(saved.posteriors, [1.0, 1.0], saved.prior).mode()
     Array(0.6666667, dtype=float32)
+    >>> import collections
+    >>> theta = collections.OrderedDict(w=jnp.ones(2))
+    >>> q = bm.IsotropicGaussian.from_mean_precision(theta, 3.0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     bm.checkpoints.save(f"{folder}/q.safetensors", {"a": q})
+    ...     bm.checkpoints.load(f"{folder}/q.safetensors", like=theta).posteriors["a"].mode()["w"]
+    Array([1., 1.], dtype=float32)
 
     ```
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"path is '{path}', and there is no such file.")
+    path = readable(path)
     try:
         with safe_open(path, framework="numpy") as file:
             structure = json.loads((file.metadata() or {}).get(METADATA, "null"))
             if structure is not None and structure["version"] <= VERSION:
                 _warn_of_rounding(file, path)
-                return _saved(structure, file.get_tensor)
+                saved = _saved(structure, file.get_tensor, None if like is None else Like.of(like))
+                _warn_of_what_is_not_finite(saved, path)
+                return saved
+    except UnlikeError as error:
+        raise ValueError(f"'{path}' {error}") from None
     except (SafetensorError, *DAMAGE) as error:
         raise ValueError(
-            f"'{path}' is no file of posteriors, or a damaged one: {error}. Copy it again, or save "
-            "the posteriors again."
+            f"'{path}' is no file of posteriors, or a damaged one: "
+            f"{other_kind(path, MAGIC) or error}. Copy it again, or save the posteriors again."
         ) from error
     if structure is None:
         raise ValueError(
@@ -184,6 +224,20 @@ def _warn_of_rounding(file: Any, path: Path) -> None:
         )
 
 
+def _warn_of_what_is_not_finite(saved: Saved, path: Path) -> None:
+    for name, q in {**saved.posteriors, "prior": saved.prior}.items():
+        of = "the prior" if q is saved.prior else f"the posterior of '{name}'"
+        for field, leaf in jax.tree_util.tree_leaves_with_path(q):
+            is_log = jax.tree_util.keystr(field) == ".log_weights"
+            bad = int(jnp.sum(jnp.isnan(leaf) if is_log else ~jnp.isfinite(leaf)))
+            if bad:
+                warnings.warn(
+                    f"'{path}' holds numbers that are not finite: {bad} of the {leaf.size} in "
+                    f"{jax.tree_util.keystr(field)} of {of}. Fit it again.",
+                    stacklevel=3,
+                )
+
+
 def _key_of(task: str) -> str:
     return f"posteriors[{json.dumps(task, ensure_ascii=False)}]"
 
@@ -205,44 +259,65 @@ def _described(q: Any, key: str, arrays: dict[str, np.ndarray]) -> dict[str, Any
         return {"family": "Mixture", "components": components}
     if type(q) not in FAMILIES:
         raise TypeError(
-            f"{key} is a {type(q).__name__}, and {', '.join(BY_NAME)} and Mixture are saved. Save "
-            "the factors of a product, and multiply them again after loading."
+            f"{key} is a {type(q).__name__}, and {', '.join(BY_NAME)} and Mixture are saved. "
+            f"{_instead_of(q)}"
         )
     _require_shapes(q, key)
-    theta = _nesting(q.layout.structure, iter(zip(q.layout.shapes, q.layout.dtypes, strict=True)))
+    theta = nesting(shaped(q.layout))
     for field in FAMILIES[type(q)]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(q, field)):
-            name = _leaf_key(f"{key}.{field}", path)
+            name = leaf_key(f"{key}.{field}", path)
+            if name in arrays:
+                raise ValueError(f"two leaves of θ are named {name}: its class must name them.")
             arrays[name] = _array(leaf, name)
     return {"family": type(q).__name__, "theta": theta}
 
 
-def _saved(structure: dict[str, Any], read: Read) -> Saved:
+def _instead_of(q: Any) -> str:
+    if isinstance(q, Tilted):
+        return (
+            "Its prior is a function, which no file can hold: save the Gaussians `factor` and "
+            "`near` of it, and after loading make `bayesmerge.fit.Tilted(factor, prior, near)`."
+        )
+    if isinstance(q, AbstractTarget):
+        return (
+            "An exact prior is a function, which no file can hold: save the posteriors without it, "
+            "and pass it to `merge` after loading."
+        )
+    return "Save the factors of a product, and multiply them again after loading."
+
+
+def _theta_of(description: dict[str, Any]) -> Any:
+    is_mixture = description["family"] == "Mixture"
+    return _theta_of(description["components"]) if is_mixture else description["theta"]
+
+
+def _saved(structure: dict[str, Any], read: Read, like: Like | None) -> Saved:
     posteriors = {
-        task["name"]: _rebuilt(task["posterior"], _key_of(task["name"]), read)
+        task["name"]: _rebuilt(task["posterior"], _key_of(task["name"]), read, like)
         for task in structure["tasks"]
     }
     prior = structure["prior"]
-    return Saved(posteriors, None if prior is None else _rebuilt(prior, "prior", read))
+    return Saved(posteriors, None if prior is None else _rebuilt(prior, "prior", read, like))
 
 
-def _rebuilt(description: dict[str, Any], key: str, read: Read) -> Any:
+def _rebuilt(description: dict[str, Any], key: str, read: Read, like: Like | None) -> Any:
     """The posterior that `_described`."""
     if description["family"] == "Mixture":
-        components = _rebuilt(description["components"], f"{key}.components", read)
+        components = _rebuilt(description["components"], f"{key}.components", read, like)
         log_weights = _leaf(f"{key}.log_weights", read)
         mixture = Mixture(jnp.exp(log_weights), components)
         return eqx.tree_at(lambda m: m.log_weights, mixture, log_weights)
     if description["family"] not in BY_NAME:
         raise ValueError(f"{key} is of a family '{description['family']}' not known here")
     family = BY_NAME[description["family"]]
-    theta = _nested(description["theta"])
+    theta = nested(description["theta"]) if like is None else like.filled(description["theta"])
     layout = Layout.of(theta)
     fields = {}
     for field, shapes in FAMILIES[family].items():
         skeleton = theta if shapes is _of_theta else 0
         fields[field] = jax.tree_util.tree_map_with_path(
-            lambda path, _, at=f"{key}.{field}": _leaf(_leaf_key(at, path), read), skeleton
+            lambda path, _, at=f"{key}.{field}": _leaf(leaf_key(at, path), read), skeleton
         )
     q = family(**fields, layout=layout)
     _require_shapes(q, key)
@@ -263,51 +338,10 @@ def _require_shapes(q: AbstractExponentialFamily, key: str) -> None:
 
 def _array(leaf: Any, name: str) -> np.ndarray:
     array = np.asarray(leaf, order="C")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype.name not in DTYPES:
         raise TypeError(
             f"{name} has dtype {array.dtype}, and natural parameters are float32 or float64: cast "
             "the posterior back with `jax.tree.map(lambda x: x.astype(jnp.float32), posterior)`."
         )
     return array
-
-
-def _leaf_key(field: str, path: tuple[Any, ...]) -> str:
-    steps = [step.key if hasattr(step, "key") else step.idx for step in path]
-    return field + "".join(f"[{json.dumps(step, ensure_ascii=False)}]" for step in steps)
-
-
-def _nesting(structure: Any, leaves: Any, at: str = "theta") -> Any:
-    """A pytree's containers as JSON: a leaf is an object with its shape and dtype."""
-    node = structure.node_data()
-    if node is None:
-        shape, dtype = next(leaves)
-        return {"shape": [*shape], "dtype": dtype}
-    container, keys = node
-    if container is type(None):
-        return None
-    children = structure.children()
-    if container is dict and all(type(key) in (str, int) for key in keys):
-        pairs = zip(keys, children, strict=True)
-        return {"dict": [[k, _nesting(child, leaves, f"{at}[{k!r}]")] for k, child in pairs]}
-    if container in (list, tuple):
-        parts = [_nesting(child, leaves, f"{at}[{i}]") for i, child in enumerate(children)]
-        return {container.__name__: parts}
-    what = f"dict with the keys {keys}" if container is dict else container.__name__
-    raise TypeError(
-        f"{at} is a {what}, and parameters are saved in dicts (with text or whole numbers for "
-        "keys), lists and tuples. Write the model's parameters as a dict, fit the posterior over "
-        "that, and rebuild the model from the merged dict."
-    )
-
-
-def _nested(nesting: Any) -> Any:
-    """The pytree that `_nesting` described, its leaves with shapes and dtypes but no values."""
-    if nesting is None:
-        return None
-    ((kind, content), *rest) = nesting.items()
-    if rest:
-        shape = tuple(int(n) for n in nesting["shape"])
-        return jax.ShapeDtypeStruct(shape, np.dtype(nesting["dtype"]))
-    if kind == "dict":
-        return {key: _nested(child) for key, child in content}
-    return {"list": list, "tuple": tuple}[kind](_nested(child) for child in content)

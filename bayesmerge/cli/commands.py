@@ -97,7 +97,7 @@ def preview(
     ] = False,
 ) -> None:
     """Preview task weightings of saved posteriors: merge, take the mode, measure."""
-    files = outputs.checked(output or [])
+    files = outputs.checked(output or [], save)
     inputs.require_spacing(spacing)
     with _plain_warnings():
         measure = imported(metric)
@@ -115,7 +115,7 @@ def preview(
                 compiled=not not_compiled,
                 save=save,
             )
-        except (TypeError, ValueError) as error:
+        except (OSError, TypeError, ValueError) as error:
             raise typer.BadParameter(str(error)) from error
     tables.print_best(surface)
     written = [outputs.written(surface, path, posteriors.stem) for path in files]

@@ -35,5 +35,5 @@ def loaded(path: Path) -> Saved:
     """The posteriors in a file, or an error that names the argument."""
     try:
         return load(path)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="POSTERIORS") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from bayesmerge.files import whole
+from bayesmerge.files import whole, writable
 from bayesmerge.previews import Preview
 
 FIGURES = (".png", ".pdf", ".svg")
@@ -15,10 +15,17 @@ PAGE = ".html"
 FORMATS = (".nc", ".csv", *FIGURES, PAGE)
 
 
-def checked(paths: list[Path]) -> list[Path]:
-    """The paths, data first, or an error where one cannot be written."""
+def checked(paths: list[Path], save: Path | None = None) -> list[Path]:
+    """The paths, data first, or an error where one, or `save`, cannot be written."""
+    if save is not None:
+        require_writable(save, (".nc",), "--save")
     for path in paths:
         require_writable(path, FORMATS)
+        if save is not None and os.path.realpath(path) == os.path.realpath(save):
+            raise typer.BadParameter(
+                f"{path} is the file of --save, too, which holds the whole preview: leave one out.",
+                param_hint="--output",
+            )
         if path.suffix == PAGE and importlib.util.find_spec("plotly") is None:
             raise typer.BadParameter(
                 f"{path.name} needs plotly: pip install 'bayesmerge[explorer]'",
@@ -27,16 +34,12 @@ def checked(paths: list[Path]) -> list[Path]:
     return sorted(paths, key=lambda path: FORMATS.index(path.suffix))
 
 
-def require_writable(path: Path, formats: tuple[str, ...]) -> None:
+def require_writable(path: Path, formats: tuple[str, ...], option: str = "--output") -> None:
     """An error where no file of one of the formats can be written to `path`."""
-    if not path.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {path.parent}.", param_hint="--output")
-    if path.suffix not in formats:
-        raise typer.BadParameter(
-            f"{path.name} must end in one of {', '.join(formats)}.", param_hint="--output"
-        )
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise typer.BadParameter(f"{path} cannot be written.", param_hint="--output")
+    try:
+        writable(path, formats, "the file")
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def written(surface: Preview, path: Path, title: str) -> bool:

@@ -4,11 +4,12 @@ step goes wrong."""
 import abc
 import contextlib
 import functools
+import json
 import os
 import time
+import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import equinox as eqx
@@ -18,8 +19,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import all_finite
-from bayesmerge.files import whole
-from bayesmerge.fingerprint import fingerprint
+from bayesmerge.files import other_kind, readable, whole, writable
+from bayesmerge.fingerprint import (
+    PYTHON,
+    as_fingerprint,
+    differences,
+    fingerprint,
+    settled,
+)
 from bayesmerge.fit.abstract_target import AbstractTarget
 
 Schedule: TypeAlias = Callable[[Int[Array, ""]], Any]
@@ -29,6 +36,7 @@ Carry: TypeAlias = tuple["State", dict[str, Array], Int[Array, ""], Bool[Array, 
 STEPS_AT_ONCE = 256
 SECONDS_AT_ONCE = 0.5
 SECONDS_BETWEEN_SAVES = 30.0
+MAGIC = b"PK\x03\x04"
 
 
 class AbstractMethod(eqx.Module):
@@ -114,8 +122,9 @@ def run(
     - `batch_size`: examples a step; by default all.
     - `state`: of an earlier run to continue.
     - `checkpoint`: a file (`.npz`) to save the state to, every half minute and at the end, also
-      where that is an interruption; if it exists the fit continues from it. It knows the options,
-      arrays and key it belongs to (but not functions and streams) and is refused by another fit.
+      where that is an interruption; if it exists the fit continues from it. It is refused by
+      another fit: it knows the options, arrays and key it belongs to, and the code of functions
+      with the values that they refer to by name, but not streams.
     - `progress`: whether to show a progress bar, or a name for it.
 
     **Returns** a `Run`.
@@ -154,7 +163,14 @@ def run(
     told: list[Told] = []
     file = None
     if checkpoint is not None:
-        file = Checkpoint(Path(checkpoint), _fingerprint(method, target, state, batch_size))
+        starts = {
+            "method": method,
+            "data": target,
+            "start": state.inner,
+            "key": state.key,
+            "batch_size": batch_size,
+        }
+        file = Checkpoint(checkpoint, starts)
         state, told = file.load(state)
     if state.taken > num_steps:
         raise ValueError(
@@ -193,15 +209,6 @@ def _words(key: Array) -> Array:
 
 def _key(words: Array) -> PRNGKeyArray:
     return jax.random.wrap_key_data(words, impl="threefry2x32")
-
-
-def _fingerprint(
-    method: AbstractMethod, target: AbstractTarget, state: State, batch_size: int | None
-) -> str:
-    """A hash of what a fit starts from: options, data in arrays, start, key and batch size."""
-    names = [leaf for leaf in jax.tree.leaves(method) if isinstance(leaf, str)]
-    words = type(method).__name__, names, batch_size
-    return fingerprint(method, target, state.inner, state.key, words=words)
 
 
 def _finished(method: AbstractMethod, state: State, told: list[Told]) -> Run:
@@ -329,47 +336,47 @@ _each = eqx.filter_jit(eqx.filter_vmap(_advance, in_axes=(None, None, None, 0, N
 
 
 class Checkpoint:
-    """A file that holds a state and its history; written beside and renamed, never half."""
+    """A file that holds a state and its history; written beside and renamed, never half.
+
+    - `path`: ends in `.npz`.
+    - `starts`: what the fit follows from, by name; a file that differs in it is refused.
+    """
 
     SUFFIX: ClassVar[str] = ".npz"
 
-    def __init__(self, path: Path, fingerprint: str):
-        if path.suffix != self.SUFFIX:
-            raise ValueError(f"checkpoint is '{path}', and it must end in {self.SUFFIX}.")
-        if not path.parent.is_dir():
-            raise ValueError(f"checkpoint is '{path}', and there is no directory '{path.parent}'.")
-        self.path = path
-        self.fingerprint = fingerprint
+    def __init__(self, path: Any, starts: Mapping[str, Any]):
+        self.path = writable(path, (self.SUFFIX,), "checkpoint")
+        self.starts = starts
+        self.seen = fingerprint(**starts)
+        self.is_settled = False
 
     def load(self, like: State) -> tuple[State, list[Told]]:
         """The saved state, shaped as `like`; or `like` where there is no file."""
         if not self.path.exists():
             return like, []
         try:
-            with np.load(self.path, allow_pickle=False) as saved:
+            with np.load(readable(self.path, "checkpoint"), allow_pickle=False) as saved:
                 arrays = dict(saved)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
-                f"checkpoint '{self.path}' cannot be read: {error}. If it is no file of `run`, "
-                "give another name; if it is a damaged one, delete it and start anew."
+                f"checkpoint '{self.path}' cannot be read: "
+                f"{other_kind(self.path, MAGIC) or error}. If it is no file of `run`, give another "
+                "name; if it is a damaged one, delete it and start anew."
             ) from error
+        self._require_same_fit(str(arrays.get("fingerprint", "")))
         leaves, structure = jax.tree.flatten(like)
-        found = arrays.get("fingerprint", np.array("none")).item()
-        if found != self.fingerprint:
-            raise ValueError(
-                f"checkpoint '{self.path}' is of another fit: the method's options, the data, the "
-                "start, the key or the batch size differ. Continue with the same arguments, or "
-                "give another file name."
-            )
         restored = [jnp.asarray(arrays[f"state {i}"], x.dtype) for i, x in enumerate(leaves)]
         told = {n.removeprefix("told "): x for n, x in arrays.items() if n.startswith("told")}
         return jax.tree.unflatten(structure, restored), [told] if told else []
 
     def save(self, state: State, told: list[Told]) -> None:
         """Write state and history."""
+        if not self.is_settled:
+            self.seen = settled(self.seen, fingerprint(**self.starts))
+            self.is_settled = True
         names = told[0] if told else ()
         arrays = {f"state {i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
-        arrays["fingerprint"] = np.array(self.fingerprint)
+        arrays["fingerprint"] = np.array(json.dumps(self.seen))
         arrays |= {f"told {name}": np.concatenate([part[name] for part in told]) for name in names}
         with whole(self.path) as unfinished, unfinished.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -385,11 +392,33 @@ class Checkpoint:
             nonlocal saved
             latest[:] = [state, told]
             if time.perf_counter() - saved > SECONDS_BETWEEN_SAVES:
-                self.save(state, told)
+                self._save_if_possible(state, told)
                 saved = time.perf_counter()
 
         try:
             yield keep
         finally:
             if latest:
-                self.save(*latest)
+                self._save_if_possible(*latest)
+
+    def _save_if_possible(self, state: State, told: list[Told]) -> None:
+        try:
+            self.save(state, told)
+        except OSError as error:
+            warnings.warn(f"the fit goes on and is not saved: {error}.", stacklevel=2)
+
+    def _require_same_fit(self, saved_text: str) -> None:
+        saved = as_fingerprint(saved_text)
+        if differing := differences(saved, self.seen):
+            raise ValueError(
+                f"checkpoint '{self.path}' is of another fit: the method's options, the data, the "
+                f"start, the key or the batch size differ ({', '.join(differing)}). Continue with "
+                "the same arguments, or give another file name."
+            )
+        if saved[PYTHON] != self.seen[PYTHON]:
+            warnings.warn(
+                f"checkpoint '{self.path}' was written by another version of Python, so that it "
+                "cannot be told whether the code of losses is the same: make sure that it is.",
+                stacklevel=4,
+            )
+        self.seen, self.is_settled = saved, True

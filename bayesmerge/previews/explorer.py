@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from bayesmerge.files import whole
+from bayesmerge.files import whole, writable
 from bayesmerge.previews.pictures import CORNERS
 
 if TYPE_CHECKING:
@@ -86,10 +86,7 @@ def _check_path(path: Path) -> None:
             f"path is '{path}', and the explorer is a web page: let it end in .html, as "
             f"'{path.with_suffix('.html') if path.name else 'explorer.html'}'."
         )
-    if not path.parent.is_dir():
-        raise ValueError(
-            f"path is '{path}', and there is no folder '{path.parent}': make it first."
-        )
+    writable(path, (".html",))
 
 
 def _check_surfaces(surfaces: "Mapping[str, Preview]") -> None:

@@ -1,19 +1,22 @@
 """A preview on disk, in netCDF: whole, or as far as an interrupted one has come."""
 
+import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from bayesmerge.files import whole
-from bayesmerge.fingerprint import fingerprint
+from bayesmerge import files
+from bayesmerge.fingerprint import digest
 
 if TYPE_CHECKING:
     import xarray as xr
 
 SUFFIX = ".nc"
 FORMAT = 1
+MAGIC = b"CDF"
 
 
 class Table(NamedTuple):
@@ -30,34 +33,50 @@ class Table(NamedTuple):
 
 def writable(path: Any) -> Path:
     """`path`, or an error where no preview can be written there."""
-    path = Path(path)
-    if path.suffix != SUFFIX:
-        raise ValueError(f"the file is '{path}', and its name must end in {SUFFIX} (netCDF).")
-    if path.is_dir():
-        raise ValueError(f"the file is '{path}', and that is a folder: give another name.")
-    if not path.parent.is_dir():
-        raise ValueError(f"the file is '{path}', and there is no folder '{path.parent}'.")
-    return path
+    return files.writable(path, (SUFFIX,), "the file")
+
+
+def require_storable(names: Iterable[str]) -> None:
+    """An error that tells a name which would not come back from a file as it is."""
+    for name in names:
+        try:
+            is_storable = not name.encode().endswith(b"\0")
+        except UnicodeEncodeError:
+            is_storable = False
+        if not is_storable:
+            raise ValueError(
+                f"the name {name!r} cannot be kept in a file: it is not valid Unicode, or it ends "
+                "in a null character. Rename it."
+            )
 
 
 def write(table: Table, path: Path) -> None:
     """All of it, or the file stays as it was."""
-    with whole(path) as unfinished:
-        _as_dataset(table).to_netcdf(unfinished, engine="scipy")
+    require_storable((*table.tasks, *table.metrics, *table.details))
+    content = _as_dataset(table).to_netcdf(engine="scipy")
+    with files.whole(path) as unfinished:
+        unfinished.write_bytes(content)
 
 
 def read(path: Path) -> Table:
-    """**Raises** `ValueError` for a file of another kind."""
+    """**Raises** `FileNotFoundError`, and `ValueError` for a file of another kind."""
     import xarray as xr
 
+    content = io.BytesIO(files.readable(path).read_bytes())
     try:
-        with xr.open_dataset(path, engine="scipy") as dataset:
-            return _as_table(dataset.load())
-    except (LookupError, TypeError, ValueError, AttributeError, EOFError) as error:
+        with xr.open_dataset(content, engine="scipy") as dataset:
+            dataset.load()
+            if int(dataset.attrs["format"]) <= FORMAT:
+                return _as_table(dataset)
+    except (LookupError, TypeError, ValueError, AttributeError, EOFError, OSError) as error:
         raise ValueError(
-            f"'{path}' is no saved preview, or a damaged one ({error}): give another name, or "
-            "delete it."
+            f"'{path}' is no saved preview, or a damaged one: "
+            f"{files.other_kind(path, MAGIC) or error}. Give another name, or delete it."
         ) from error
+    raise ValueError(
+        f"'{path}' has version {dataset.attrs['format']} of the format, and up to {FORMAT} is read "
+        "here: it needs a newer bayesmerge."
+    )
 
 
 def _as_dataset(table: Table) -> "xr.Dataset":
@@ -114,4 +133,4 @@ def _checksum(table: Table) -> str:
     words = table.tasks, bool(table.higher_is_better), table.fingerprint
     numbers = [np.asarray(x, float) for x in (*table.metrics.values(), *table.details.values())]
     names = *table.metrics, *table.details
-    return fingerprint(numbers, table.weights, table.found, words=(*words, *names))
+    return digest(*numbers, table.weights, table.found, words=(*words, *names))

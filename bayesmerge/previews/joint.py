@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from bayesmerge.fingerprint import fingerprint
 from bayesmerge.fit.optimise import find_mode
 from bayesmerge.fit.target import JointTarget
+from bayesmerge.previews.executors import usable
 from bayesmerge.previews.measure import Means, Metric, Model
 from bayesmerge.previews.record import Part, Record, fill
 from bayesmerge.previews.result import Preview
@@ -68,11 +68,17 @@ def joint_training(
         raise ValueError(f"batch_size is {batch_size}, and it is a number of weightings, ≥ 1.")
     alpha = jnp.atleast_2d(as_weights(weights, names))
     streamed = any(target.is_streamed for target in losses)
-    means = Means(metric, compiled, not streamed, executor)
+    means = Means(metric, compiled, not streamed, usable(executor))
     models = (losses, prior, start, max_steps)
-    words = "joint training", higher_is_better, names, getattr(metric, "__name__", "")
-    seen = fingerprint(models, alpha, words=words) if save is not None else ""
-    record = Record(in_float64(weights, alpha), names, higher_is_better, save, seen)
+    starts = {
+        "targets": losses,
+        "prior": prior,
+        "start": start,
+        "max_steps": max_steps,
+        "weights": alpha,
+        "metric": metric,
+    }
+    record = Record(in_float64(weights, alpha), names, higher_is_better, save, starts)
     part = Part(_joint_mode, models, alpha, np.arange(len(alpha)), batch_size)
     return Preview.of(
         fill(record, [part], means, "joint training" if progress is True else progress)

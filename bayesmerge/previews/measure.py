@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import Executor
 from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
@@ -12,14 +12,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from bayesmerge.families.checks import all_finite
+from bayesmerge.previews.executors import Job, carried_out
 
 Metric: TypeAlias = Callable[[PyTree], Any]
 ModelAt: TypeAlias = Callable[[Any, Any], "Model"]
 
 RESERVED = {"weights", "task", "weighting"}
 DETAILS = {"mode error", "gradients", "mismatch", "last mismatch", "spread", "steps"}
-AHEAD = 64
-"""Jobs that an executor is given before results are awaited."""
 
 
 class Model(NamedTuple):
@@ -44,14 +43,6 @@ class Batch(NamedTuple):
     measured: Measured
 
 
-class Job(NamedTuple):
-    """Work for the weightings with the numbers `rows`, for an executor to carry out."""
-
-    rows: Int[np.ndarray, " B"]
-    work: Callable[..., Measured]
-    arguments: tuple[Any, ...]
-
-
 class Means(NamedTuple):
     """What measures: a metric, whether JAX compiles it, whether it compiles the models, and who
     carries the work out."""
@@ -68,7 +59,8 @@ def measure(
     """`metric(model_at(models, w))` for every w along the leading axis of `weightings`, as batches
     are finished: `batch_size` models at a time in one compiled program."""
     jobs = _jobs(model_at, models, weightings, batch_size, means)
-    return _carried_out(jobs, means.executor)
+    for rows, measured in carried_out(jobs, means.executor):
+        yield Batch(rows, measured)
 
 
 def _jobs(
@@ -90,48 +82,6 @@ def _jobs(
         else:
             w = jax.tree.map(lambda x: x[0], batch)
             yield Job(rows, _find_and_measure, (means.metric, model_at, models, w))
-
-
-def _carried_out(jobs: Iterator[Job], executor: Executor | None) -> Iterator[Batch]:
-    if executor is None:
-        for rows, work, arguments in jobs:
-            yield Batch(rows, work(*arguments))
-        return
-    waiting: dict[Future[Measured], Any] = {}
-    try:
-        for rows, work, arguments in jobs:
-            x64 = jnp.result_type(float) == np.float64
-            on_host = jax.tree.map(_on_host, arguments)
-            waiting[executor.submit(_as_here, x64, work, on_host)] = rows
-            if len(waiting) >= AHEAD:
-                yield from _finished(waiting)
-        while waiting:
-            yield from _finished(waiting)
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _as_here(x64: bool, work: Callable[..., Measured], arguments: tuple[Any, ...]) -> Measured:
-    """With the precision of the process and thread that asks for it."""
-    with jax.enable_x64(x64):
-        return work(*jax.tree.map(_on_device, arguments))
-
-
-def _on_device(x: Any) -> Any:
-    return jnp.asarray(x) if isinstance(x, np.ndarray) else x
-
-
-def _on_host(x: Any) -> Any:
-    """Arrays as NumPy's, which keep their precision wherever they are sent."""
-    is_number = eqx.is_array(x) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return np.asarray(x) if is_number else x
-
-
-def _finished(waiting: dict[Future[Measured], Any]) -> Iterator[Batch]:
-    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-    for future in done:
-        yield Batch(waiting.pop(future), future.result())
 
 
 def _measure_batch(
@@ -200,6 +150,10 @@ def _metrics(metric: Metric, params: PyTree) -> "OrderedDict[str, Float[Array, '
             f"the metric returned {type(next(iter(values.values()))).__name__}, and it must return "
             "a number, or a mapping from names to numbers."
         ) from error
+    if len(arrays) < len(values):
+        raise ValueError(
+            f"the metric returned the names {tuple(values)}, and they must differ as text."
+        )
     if not arrays or set(arrays) & (RESERVED | DETAILS):
         raise ValueError(
             f"the metric returned the names {tuple(arrays)}; there must be at least one, and "

@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import all_finite, is_concrete
-from bayesmerge.fingerprint import fingerprint
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.optimise import Objective
 from bayesmerge.fit.target import JointTarget
+from bayesmerge.previews.executors import usable
 from bayesmerge.previews.measure import Means, Metric, Model
 from bayesmerge.previews.record import Part, Record, fill
 from bayesmerge.previews.refined import refined, refined_at_once
@@ -76,9 +76,11 @@ def preview(
       called with one model after the other.
     - `executor`: any `concurrent.futures.Executor` (threads, processes, Dask's, MPI's) to measure
       with: it is given batches of weightings or, where `compiled` is `False`, single models.
+      Processes must be spawned, not forked: JAX deadlocks in a fork.
     - `save`: a file (`.nc`) for the preview, written four times a minute and at the end, also where
       that is an interruption; if it exists the sweep goes on from it. A file of another preview is
-      refused; it knows arrays and options, but not functions and streams.
+      refused: it knows arrays, options, and the code of functions with the values that they refer
+      to by name, but not streams and the code of installed packages.
     - `progress`: whether to show a progress bar, or a name for it.
 
     **Returns** a `Preview`, whose `details` are the bound on the relative error of each mode
@@ -116,12 +118,18 @@ def preview(
     refinement = _refinement(targets, names, prior, refine, until)
     drawing = _drawing(num_samples, key)
     streamed = refinement is not None and any(loss.is_streamed for loss in refinement.losses)
-    means = Means(metric, compiled, not streamed, executor)
-    seen = ""
-    if save is not None:
-        words = method, tolerance, higher_is_better, names, getattr(metric, "__name__", "")
-        seen = fingerprint(qs, alpha, prior, refinement, drawing, words=words)
-    record = Record(in_float64(weights, alpha), names, higher_is_better, save, seen)
+    means = Means(metric, compiled, not streamed, usable(executor))
+    starts = {
+        "posteriors": qs,
+        "prior": prior,
+        "weights": alpha,
+        "metric": metric,
+        "method": (method, tolerance),
+        "targets": refinement and refinement.losses,
+        "refine": refinement and (refinement.most, refinement.until),
+        "draws": drawing,
+    }
+    record = Record(in_float64(weights, alpha), names, higher_is_better, save, starts)
     colours: Colours = "exact" if num_samples else "near" if refine else "none"
     sweeps = sweeps_of(posteriors_by_name, alpha, prior, method, tolerance, colours, progress)
     if sweeps.error is not None:

@@ -1,8 +1,10 @@
 """What has been measured so far, kept in a file so that an interrupted sweep can go on."""
 
 import contextlib
+import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +12,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
-from bayesmerge.previews.file import Table, read, writable, write
+from bayesmerge.fingerprint import PYTHON, as_fingerprint, differences, fingerprint, settled
+from bayesmerge.previews.file import Table, read, require_storable, writable, write
 from bayesmerge.previews.measure import Means, Measured, ModelAt, measure
 
 SECONDS_BETWEEN_WRITES = 15.0
@@ -31,7 +34,7 @@ class Record:
     """Metrics and details of A weightings as they are found.
 
     - `path`: of a file to keep them in; if it exists the record starts from it.
-    - `fingerprint`: of what is measured; a file with another one is refused.
+    - `starts`: what the numbers follow from, by name; a file that differs in it is refused.
     """
 
     def __init__(
@@ -40,13 +43,18 @@ class Record:
         tasks: tuple[str, ...],
         higher_is_better: bool,
         path: Any = None,
-        fingerprint: str = "",
+        starts: Mapping[str, Any] | None = None,
     ):
         nothing = np.zeros(len(weights), bool)
         self.path = None if path is None else writable(path)
-        self.table = Table({}, {}, weights, tasks, higher_is_better, nothing, fingerprint)
-        if self.path is not None and self.path.exists():
-            self.table = self._continued(self.path)
+        self.starts = {"tasks": tasks, "higher_is_better": higher_is_better, **(starts or {})}
+        self.table = Table({}, {}, weights, tasks, higher_is_better, nothing)
+        if self.path is not None:
+            require_storable(tasks)
+            seen = fingerprint(**self.starts)
+            self.table = self.table._replace(fingerprint=json.dumps(seen))
+            if self.path.exists():
+                self.table = self._continued(self.path, seen)
 
     def add(self, rows: Int[np.ndarray, " B"], measured: Measured) -> None:
         if self.table.metrics and set(self.table.metrics) != set(measured.metrics):
@@ -54,6 +62,10 @@ class Record:
                 f"'{self.path}' has the metrics {tuple(self.table.metrics)}, and the metric "
                 f"returned {tuple(measured.metrics)}: it is another one. Give another name."
             )
+        if self.path is not None and not self.table.found.any():
+            require_storable(measured.metrics)
+            seen = settled(json.loads(self.table.fingerprint), fingerprint(**self.starts))
+            self.table = self.table._replace(fingerprint=json.dumps(seen))
         pairs = (self.table.metrics, measured.metrics), (self.table.details, measured.details)
         for of_all, of_batch in pairs:
             for name, values in of_batch.items():
@@ -73,22 +85,36 @@ class Record:
         def add(rows: Int[np.ndarray, " B"], measured: Measured) -> None:
             nonlocal written
             self.add(rows, measured)
-            if self.path is not None and time.perf_counter() - written > SECONDS_BETWEEN_WRITES:
-                write(self.table, self.path)
+            if time.perf_counter() - written > SECONDS_BETWEEN_WRITES:
+                self._write()
                 written = time.perf_counter()
 
         try:
             yield add
         finally:
-            if self.path is not None and self.table.found.any():
-                write(self.table, self.path)
+            self._write()
 
-    def _continued(self, path: Path) -> Table:
+    def _write(self) -> None:
+        if self.path is None or not self.table.found.any():
+            return
+        try:
+            write(self.table, self.path)
+        except OSError as error:
+            warnings.warn(f"the preview goes on and is not saved: {error}.", stacklevel=2)
+
+    def _continued(self, path: Path, seen: dict[str, str]) -> Table:
         table = read(path)
-        if table.fingerprint != self.table.fingerprint:
+        saved = as_fingerprint(table.fingerprint)
+        if differing := differences(saved, seen):
             raise ValueError(
                 f"'{path}' is of another preview: its posteriors, weightings, data or options "
-                "differ. Continue with the same, or give another name."
+                f"differ ({', '.join(differing)}). Continue with the same, or give another name."
+            )
+        if saved[PYTHON] != seen[PYTHON]:
+            warnings.warn(
+                f"'{path}' was written by another version of Python, so that it cannot be told "
+                "whether the code of the metric is the same: make sure that it is.",
+                stacklevel=4,
             )
         return table
 

@@ -1,0 +1,158 @@
+"""Work carried out here, or by an executor's threads and processes."""
+
+import concurrent.futures
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Result = TypeVar("Result")
+
+AHEAD = 64
+"""Jobs that an executor is given before results are awaited."""
+
+REMEDY = (
+    "Use `ProcessPoolExecutor(mp_context=multiprocessing.get_context('spawn'))`, in a script below "
+    "`if __name__ == '__main__':`, or a ThreadPoolExecutor."
+)
+_forked = False
+
+
+def _forked_here() -> None:
+    global _forked
+    _forked = _forked or bool(jax._src.xla_bridge.backends_are_initialized())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked_here)
+
+
+class Job(NamedTuple):
+    """Work for the weightings with the numbers `rows`."""
+
+    rows: Any
+    work: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+def usable(executor: Any) -> Executor | None:
+    """`executor`, or an error where it cannot carry out work of JAX."""
+    if executor is None:
+        return None
+    if not isinstance(executor, Executor):
+        raise TypeError(
+            f"executor is a {type(executor).__name__}, and it must be a "
+            f"`concurrent.futures.Executor`{_instead_of(executor)}."
+        )
+    interpreters = getattr(concurrent.futures, "InterpreterPoolExecutor", None)
+    if interpreters is not None and isinstance(executor, interpreters):
+        raise ValueError(
+            "executor is an InterpreterPoolExecutor, and JAX and NumPy run in the main interpreter "
+            f"of a process only. {REMEDY}"
+        )
+    context = getattr(executor, "_mp_context", None) or getattr(executor, "_context", None)
+    method = getattr(context, "get_start_method", lambda: None)()
+    if method == "fork" or _submitted(executor, is_forked).result():
+        raise ValueError(
+            f"executor is a {type(executor).__name__} whose processes are forked from one in which "
+            f"JAX has started (start method '{method or 'fork'}'), where they would deadlock. "
+            f"{REMEDY}"
+        )
+    return executor
+
+
+def is_forked() -> bool:
+    """Whether this process is a fork of one in which JAX had started."""
+    return _forked
+
+
+def carried_out(jobs: Iterator[Job], executor: Executor | None) -> Iterator[tuple[Any, Any]]:
+    """The rows of every job and its result, as they are finished."""
+    if executor is None:
+        for rows, work, arguments in jobs:
+            yield rows, work(*arguments)
+        return
+    waiting: dict[Future[Any], Any] = {}
+    try:
+        for rows, work, arguments in jobs:
+            x64 = jnp.result_type(float) == np.float64
+            on_host = jax.tree.map(_on_host, arguments)
+            waiting[_submitted(executor, _as_here, x64, work, on_host)] = rows
+            if len(waiting) >= AHEAD:
+                yield from _finished(waiting)
+        while waiting:
+            yield from _finished(waiting)
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _instead_of(executor: Any) -> str:
+    if hasattr(executor, "get_executor"):
+        return ": give its `get_executor()`"
+    if hasattr(executor, "apply_async"):
+        return f", not a pool of `multiprocessing`. {REMEDY.removesuffix('.')}"
+    return ""
+
+
+def _submitted(executor: Executor, work: Callable[..., Result], *arguments: Any) -> Future[Result]:
+    try:
+        return executor.submit(work, *arguments)
+    except BrokenExecutor as error:
+        _explain(error)
+    except RuntimeError as error:
+        raise ValueError(
+            f"executor takes no work ({error}): make a new one, and use it before it is shut down, "
+            "inside its `with` block."
+        ) from error
+
+
+def _as_here(x64: bool, work: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
+    """With the precision of the process and thread that asks for it."""
+    with jax.enable_x64(x64):
+        return work(*jax.tree.map(_on_device, arguments))
+
+
+def _on_device(x: Any) -> Any:
+    return jnp.asarray(x) if isinstance(x, np.ndarray) else x
+
+
+def _on_host(x: Any) -> Any:
+    """Arrays as NumPy's, which keep their precision wherever they are sent."""
+    is_number = eqx.is_array(x) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return np.asarray(x) if is_number else x
+
+
+def _finished(waiting: dict[Future[Any], Any]) -> Iterator[tuple[Any, Any]]:
+    """What is done, the failed last, so that no result is lost."""
+    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+    for future in sorted(done, key=lambda future: future.exception() is not None):
+        rows = waiting.pop(future)
+        error = future.exception()
+        if error is not None:
+            _explain(error)
+        yield rows, future.result()
+
+
+def _explain(error: BaseException) -> NoReturn:
+    if isinstance(error, BrokenExecutor):
+        raise RuntimeError(
+            f"a worker of the executor ended ({error}). What had been measured is kept where "
+            "`save` was given. Causes: too little memory, a crash, or a metric that the worker "
+            "cannot import, as those typed into a notebook or a script without "
+            "`if __name__ == '__main__':`. Define it in a module, or use a ThreadPoolExecutor."
+        ) from error
+    is_of_pickle = isinstance(error, (TypeError, AttributeError)) and "pickle" in str(error)
+    if is_of_pickle or isinstance(error, pickle.PicklingError):
+        raise TypeError(
+            f"the work cannot be sent to another process ({error}). Define the metric, and the "
+            "losses, by `def` at the top of a module and not inside a function or as a lambda, or "
+            "use a ThreadPoolExecutor, or one that sends functions by value (loky, Dask)."
+        ) from error
+    raise error
