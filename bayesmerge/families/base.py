@@ -94,6 +94,26 @@ class AbstractExponentialFamily(AbstractPosterior):
         """Var_q[θ], entry by entry."""
 
     @abc.abstractmethod
+    def std(self) -> PyTree:
+        """√Var_q[θ], entry by entry."""
+
+    @abc.abstractmethod
+    def quantile(self, p: ArrayLike) -> PyTree:
+        """The value below which an entry of θ lies with probability p, for every entry by itself.
+
+        - `p`: probabilities in [0, 1], of any shape, which the result has in front of every
+          leaf's own: `quantile([0.025, 0.975])` are the ends of 95% intervals.
+
+        Gaussians have quantiles under `jax.jit` too; those of other families are SciPy's.
+
+        **Raises** `ValueError` for p outside of [0, 1], or an improper posterior.
+        """
+
+    @abc.abstractmethod
+    def _marginals(self) -> list[Any]:
+        """`marginals`, leaf by leaf."""
+
+    @abc.abstractmethod
     def entropy(self) -> Float[Array, "*batch"]:
         """−E_q[log q(θ)], in nats."""
 
@@ -120,6 +140,17 @@ class AbstractExponentialFamily(AbstractPosterior):
     def blend(self) -> "AbstractExponentialFamily":
         """q itself."""
         return self
+
+    def marginals(self) -> PyTree:
+        """The distribution of every entry of θ by itself: a pytree shaped as θ with distributions
+        of `scipy.stats` for leaves (`.pdf`, `.cdf`, `.ppf`), in float64. Not within `jax.jit`."""
+        if not is_concrete(self):
+            raise ValueError(
+                f"the marginals of a {type(self).__name__} are SciPy's, and it is being traced: "
+                "call this outside of `jax.jit`, `vmap` and `grad` (a batch maps by itself)."
+            )
+        proper = self._require_proper(self, "marginals")
+        return jax.tree.unflatten(self.layout.structure, proper._marginals())
 
     @property
     def batch_shape(self) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from bayesmerge.families.base import (
 )
 from bayesmerge.families.checks import all_finite, require, require_finite
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.marginals import quantiles
 
 
 class AbstractConjugateFamily(AbstractExponentialFamily):
@@ -54,6 +55,10 @@ class AbstractConjugateFamily(AbstractExponentialFamily):
         safe = jax.tree.map(lambda x, m: jnp.where(inside, x, m), theta, self.mean())
         at_boundary = self.log_density(theta) - self.log_partition()
         return jnp.where(inside, self._log_prob_inside(safe), at_boundary)
+
+    def quantile(self, p: ArrayLike) -> PyTree:
+        marginals = jax.tree.leaves(self.marginals())
+        return quantiles(marginals, p, self.layout, len(self.batch_shape))
 
     def log_ratio(self, theta: PyTree, reference: PyTree) -> Float[Array, ""]:
         """⟨λ, T(θ) − T(θ')⟩."""

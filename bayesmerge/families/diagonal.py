@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float, PyTree
 from bayesmerge.families.base import over_batch, sum_leaves
 from bayesmerge.families.checks import require_finite
 from bayesmerge.families.full import FullGaussian
-from bayesmerge.families.gaussian import AbstractGaussian, excess_ratio, require_positive
+from bayesmerge.families.gaussian import AbstractGaussian, require_positive
 from bayesmerge.families.layout import Layout, as_arrays
+from bayesmerge.families.special import excess
 
 
 class DiagonalGaussian(AbstractGaussian):
@@ -114,8 +115,9 @@ class DiagonalGaussian(AbstractGaussian):
         return jax.tree.map(lambda x: 1 / x, factor)
 
     def _spread_divergence(self, factor: PyTree, other: "DiagonalGaussian") -> Float[Array, ""]:
-        excess = jax.tree.map(lambda x, y: jnp.sum(excess_ratio(y / x)), factor, other.precision)
-        return sum_leaves(excess)
+        return sum_leaves(
+            jax.tree.map(lambda x, y: jnp.sum(excess(y, x)), factor, other.precision)
+        )
 
 
 def _mean_and_diagonal(mean: PyTree, precision: PyTree) -> tuple[PyTree, PyTree, Layout]:

@@ -12,7 +12,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import (
     AbstractExponentialFamily,
@@ -23,6 +23,7 @@ from bayesmerge.families.base import (
     tree_dot,
 )
 from bayesmerge.families.checks import require, require_finite
+from bayesmerge.families.marginals import in_float64, normal_quantile
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -116,6 +117,31 @@ class AbstractGaussian(AbstractExponentialFamily):
     def variance(self) -> PyTree:
         """The diagonal of Λ⁻¹, in the shape of θ."""
         return self._marginal_variance(self._factor("variance"))
+
+    @over_batch
+    def std(self) -> PyTree:
+        return jax.tree.map(
+            jnp.sqrt, self._marginal_variance(self._factor("standard deviation"))
+        )
+
+    @over_batch
+    def quantile(self, p: ArrayLike) -> PyTree:
+        """μ + Φ⁻¹(p) √Var, as every family; within `jax.jit` too."""
+        factor = self._factor("quantile")
+        z = normal_quantile(p)
+        mean, variance = self._solve(factor, self.linear), self._marginal_variance(factor)
+
+        def of(m: Array, v: Array) -> Array:
+            steps = jnp.asarray(z, m.dtype).reshape(z.shape + (1,) * m.ndim)
+            return m[(None,) * z.ndim] + steps * jnp.sqrt(v)[(None,) * z.ndim]
+
+        return jax.tree.map(of, mean, variance)
+
+    def _marginals(self) -> list[Any]:
+        import scipy.stats
+
+        moments = zip(in_float64(self.mean()), in_float64(self.std()), strict=True)
+        return [scipy.stats.norm(mean, std) for mean, std in moments]
 
     @over_batch
     def log_partition(self) -> Float[Array, "*batch"]:
@@ -215,11 +241,6 @@ class AbstractGaussian(AbstractExponentialFamily):
         """‖x − y‖²_Λ."""
         difference = jax.tree.map(jnp.subtract, x, y)
         return tree_dot(difference, self.multiply(difference))
-
-
-def excess_ratio(ratio: Array) -> Array:
-    """r − 1 − log r, accurate near r = 1."""
-    return ratio - 1 - jnp.log1p(ratio - 1)
 
 
 def require_positive(precision: PyTree) -> PyTree:

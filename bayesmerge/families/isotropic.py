@@ -10,8 +10,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from bayesmerge.families.base import over_batch, tree_dot
 from bayesmerge.families.checks import require_finite
 from bayesmerge.families.diagonal import DiagonalGaussian
-from bayesmerge.families.gaussian import AbstractGaussian, excess_ratio, require_positive
+from bayesmerge.families.gaussian import AbstractGaussian, require_positive
 from bayesmerge.families.layout import Layout, as_arrays
+from bayesmerge.families.special import excess
 
 
 class IsotropicGaussian(AbstractGaussian):
@@ -118,4 +119,4 @@ class IsotropicGaussian(AbstractGaussian):
         return self._solve(factor, jax.tree.map(jnp.ones_like, self.linear))
 
     def _spread_divergence(self, factor: Array, other: "IsotropicGaussian") -> Float[Array, ""]:
-        return self.layout.size * excess_ratio(other.precision / factor)
+        return self.layout.size * excess(other.precision, factor)
