@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from bayesmerge.families.show import number
 from bayesmerge.fit.abstract_target import AbstractTarget
 
 EQUAL = 1e-8
@@ -27,6 +28,14 @@ class Reweighted(eqx.Module):
     - `draws`: θ_s, with a leading axis.
     - `log_weights`: log w_s, smoothed and normalised.
     """
+
+    def __repr__(self) -> str:
+        """k, and how many draws these are worth."""
+        count = len(self.log_weights)
+        return (
+            f"Reweighted: Pareto's k = {number(self.k)}, {number(self.effective_samples)} effective "
+            f"samples of {count} draws"
+        )
 
     k: float
     effective_samples: float

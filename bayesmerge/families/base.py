@@ -16,6 +16,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import is_concrete, require, require_finite
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.show import safely, show_family
 
 Q = TypeVar("Q", bound="AbstractExponentialFamily")
 T = TypeVar("T")
@@ -64,6 +65,8 @@ class AbstractExponentialFamily(AbstractPosterior):
 
     layout: eqx.AbstractVar[Layout]
 
+    __repr__ = safely(show_family)
+
     @property
     @abc.abstractmethod
     def natural_parameters(self) -> PyTree:
@@ -108,6 +111,11 @@ class AbstractExponentialFamily(AbstractPosterior):
 
         **Raises** `ValueError` for p outside of [0, 1], or an improper posterior.
         """
+
+    @abc.abstractmethod
+    def _numbers(self) -> tuple[dict[str, list[Any]], str]:
+        """What `repr` shows of a single posterior with NumPy's arrays for leaves: the first
+        entries of every leaf, by name, and a remark."""
 
     @abc.abstractmethod
     def _marginals(self) -> list[Any]:

@@ -12,6 +12,7 @@ from bayesmerge.families.checks import plain, require
 from bayesmerge.families.conjugate import (
     AbstractConjugateFamily,
     all_above,
+    concentrations_of,
     natural_concentrations,
     shift,
 )
@@ -147,6 +148,10 @@ class Beta(AbstractConjugateFamily):
     def std(self) -> PyTree:
         a, b = self._require_proper(self, "standard deviation").concentrations
         return jax.tree.map(beta_std, a, b)
+
+    def _numbers(self) -> tuple[dict[str, list[Any]], str]:
+        leaves = {"a": jax.tree.leaves(self.successes), "b": jax.tree.leaves(self.failures)}
+        return concentrations_of(leaves)
 
     def _marginals(self) -> list[Any]:
         counts = zip(in_float64(self.successes), in_float64(self.failures), strict=True)

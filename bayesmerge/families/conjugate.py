@@ -22,6 +22,7 @@ from bayesmerge.families.base import (
 from bayesmerge.families.checks import all_finite, require, require_finite
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.marginals import quantiles
+from bayesmerge.families.show import IMPROPER, first
 
 
 class AbstractConjugateFamily(AbstractExponentialFamily):
@@ -90,6 +91,13 @@ def _product(natural: Array, statistic: Array) -> Array:
 def shift(tree: PyTree, by: float) -> PyTree:
     """Every leaf plus `by`: between concentrations a and natural parameters a − 1."""
     return jax.tree.map(lambda x: x + by, tree)
+
+
+def concentrations_of(counts: dict[str, list[Any]]) -> tuple[dict[str, list[Any]], str]:
+    """The first a of every leaf of a − 1, and whether they are improper."""
+    proper = all((x > -1).all() for leaves in counts.values() for x in leaves)
+    columns = {name: [first(x) + 1 for x in leaves] for name, leaves in counts.items()}
+    return columns, "" if proper else IMPROPER
 
 
 def natural_concentrations(name: str, family: str, *trees: PyTree) -> tuple[Any, Layout]:

@@ -14,6 +14,7 @@ from bayesmerge.families.checks import plain, require
 from bayesmerge.families.conjugate import (
     AbstractConjugateFamily,
     all_above,
+    concentrations_of,
     natural_concentrations,
     shift,
 )
@@ -144,6 +145,9 @@ class Dirichlet(AbstractConjugateFamily):
     def std(self) -> PyTree:
         a = self._require_proper(self, "standard deviation").concentrations
         return jax.tree.map(lambda x: beta_std(x, sum_of_others(x)), a)
+
+    def _numbers(self) -> tuple[dict[str, list[Any]], str]:
+        return concentrations_of({"a": jax.tree.leaves(self.counts)})
 
     def _marginals(self) -> list[Any]:
         a = [counts + 1 for counts in in_float64(self.counts)]

@@ -13,12 +13,14 @@ from bayesmerge.families.checks import plain, require
 from bayesmerge.families.conjugate import (
     AbstractConjugateFamily,
     all_above,
+    concentrations_of,
     natural_concentrations,
     positive_leaves,
     shift,
 )
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.marginals import in_float64
+from bayesmerge.families.show import IMPROPER, first
 from bayesmerge.families.special import (
     excess,
     gamma_entropy,
@@ -148,6 +150,12 @@ class Gamma(AbstractConjugateFamily):
     def std(self) -> PyTree:
         q = self._require_proper(self, "standard deviation")
         return jax.tree.map(lambda a, b: jnp.sqrt(a) / b, q.shape, q.rate)
+
+    def _numbers(self) -> tuple[dict[str, list[Any]], str]:
+        columns, note = concentrations_of({"shape": jax.tree.leaves(self.events)})
+        rates = jax.tree.leaves(self.rate)
+        proper = not note and all((rate > 0).all() for rate in rates)
+        return columns | {"rate": [first(x) for x in rates]}, "" if proper else IMPROPER
 
     def _marginals(self) -> list[Any]:
         import scipy.stats

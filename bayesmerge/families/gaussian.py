@@ -24,6 +24,7 @@ from bayesmerge.families.base import (
 )
 from bayesmerge.families.checks import require, require_finite
 from bayesmerge.families.marginals import in_float64, normal_quantile
+from bayesmerge.families.show import IMPROPER, first
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -248,3 +249,14 @@ def require_positive(precision: PyTree) -> PyTree:
     smallest = jnp.min(jnp.stack([jnp.min(x) for x in jax.tree.leaves(precision)]))
     message = "precision must be positive in every entry for a proper posterior, and it is not."
     return require(precision, smallest > 0, message, lambda: f"The smallest entry is {smallest}.")
+
+
+def entrywise_numbers(
+    linear: list[Any], precision: list[Any], proper: bool
+) -> tuple[dict[str, list[Any]], str]:
+    """`_numbers` of a Gaussian whose entries are independent, `precision` as `linear` or scalars."""
+    eta, tau = ([first(x) for x in leaves] for leaves in (linear, precision))
+    if not proper:
+        return {"linear": eta, "precision": tau}, IMPROPER
+    mean = [e / t for e, t in zip(eta, tau, strict=True)]
+    return {"mean": mean, "sd": [0 * m + t**-0.5 for m, t in zip(mean, tau, strict=True)]}, ""
