@@ -107,6 +107,10 @@ class Tilted(AbstractPosterior):
         """√Var of `laplace()`, entry by entry, as draws are those of `laplace()`."""
         return self.laplace().std()
 
+    def marginals(self) -> PyTree:
+        """Marginal distributions of `laplace()`, as of every family."""
+        return self.laplace().marginals()
+
     def quantile(self, p: ArrayLike) -> PyTree:
         """Marginal quantiles of `laplace()`; `p` as of every family."""
         return self.laplace().quantile(p)
