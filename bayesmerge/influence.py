@@ -49,7 +49,9 @@ def _show(found: Influence) -> str:
     distance = np.asarray(found.cooks_distance)
     rows = np.argsort(-distance)
     columns = {"Cook's distance": distance[rows], "leverage": np.asarray(found.leverage)[rows]}
-    head = f"Influence of {len(rows)} rows, the largest first; dispersion {number(found.dispersion)}"
+    head = (
+        f"Influence of {len(rows)} rows, the largest first; dispersion {number(found.dispersion)}"
+    )
     return f"{head}\n{table(columns, [f'row {i}' for i in rows], 5)}"
 
 

@@ -81,7 +81,9 @@ class Mismatch(eqx.Module):
 def _show(found: Mismatch) -> str:
     parts = {f"task {name}": c for name, c in found.contributions.items()}
     parts |= {"correction": found.correction, "residual": found.residual, "all": found.error}
-    lengths = [np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(c))) for c in parts.values()]
+    lengths = [
+        np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(c))) for c in parts.values()
+    ]
     title = "Mismatch: what separates a merged model from the joint solution, by task"
     return f"{title}\n{table({'length': lengths}, list(parts), None)}"
 

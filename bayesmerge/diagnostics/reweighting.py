@@ -32,10 +32,8 @@ class Reweighted(eqx.Module):
     def __repr__(self) -> str:
         """k, and how many draws these are worth."""
         count = len(self.log_weights)
-        return (
-            f"Reweighted: Pareto's k = {number(self.k)}, {number(self.effective_samples)} effective "
-            f"samples of {count} draws"
-        )
+        samples = number(self.effective_samples)
+        return f"Reweighted: k = {number(self.k)}, effective samples {samples} of {count}"
 
     k: float
     effective_samples: float

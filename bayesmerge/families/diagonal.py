@@ -121,9 +121,7 @@ class DiagonalGaussian(AbstractGaussian):
         return jax.tree.map(lambda x: 1 / x, factor)
 
     def _spread_divergence(self, factor: PyTree, other: "DiagonalGaussian") -> Float[Array, ""]:
-        return sum_leaves(
-            jax.tree.map(lambda x, y: jnp.sum(excess(y, x)), factor, other.precision)
-        )
+        return sum_leaves(jax.tree.map(lambda x, y: jnp.sum(excess(y, x)), factor, other.precision))
 
 
 def _mean_and_diagonal(mean: PyTree, precision: PyTree) -> tuple[PyTree, PyTree, Layout]:

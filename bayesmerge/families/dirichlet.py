@@ -164,7 +164,7 @@ class Dirichlet(AbstractConjugateFamily):
 
 
 def dirichlet_log_prob(p: Float[Array, "*B K"], a: Float[Array, "*B K"]) -> Float[Array, ""]:
-    """Σ [a_k log p_k − log p_k − log Γ(a_k)] + log Γ(Σa), around p = a/Σa: the a_k excess(p_kΣa, a_k)
+    """Σ [a_k log p_k − log p_k − log Γ(a_k)] + log Γ(Σa), around p = a/Σa: a_k excess(p_kΣa, a_k)
     with p_kΣa − a_k = p_kΣ_{j≠k} a_j − a_kΣ_{j≠k} p_j."""
     total = jnp.sum(a, -1, keepdims=True)
     change = p * (sum_of_others(a) / a) - sum_of_others(p)

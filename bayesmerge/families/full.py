@@ -109,12 +109,18 @@ class FullGaussian(AbstractGaussian):
         return self._covariance(self._factor("covariance"))
 
     def _numbers(self) -> tuple[dict[str, list[Any]], str]:
-        eta, ends = jax.tree.leaves(self.linear), np.cumsum([0, *map(math.prod, self.layout.shapes)])
+        eta, ends = (
+            jax.tree.leaves(self.linear),
+            np.cumsum([0, *map(math.prod, self.layout.shapes)]),
+        )
 
         def by_leaf(vector: Any) -> list[Any]:
             return [first(vector[a:b]) for a, b in itertools.pairwise(ends)]
 
-        naturals = {"linear": [first(x) for x in eta], "precision": by_leaf(np.diag(self.precision))}
+        naturals = {
+            "linear": [first(x) for x in eta],
+            "precision": by_leaf(np.diag(self.precision)),
+        }
         if self.layout.size > MOST_PRINTED:
             return naturals, f"mean and sd are not printed of more than {MOST_PRINTED} parameters"
         try:

@@ -105,7 +105,7 @@ class Gamma(AbstractConjugateFamily):
 
     def _kl_divergence(self, other: "Gamma") -> Float[Array, ""]:
         """a' excess(m, m') + ½ excess(a', a) + remainders, a' and b' of `other`, m = a/b and
-        m' = a'/b' the means: Stirling's series for log Γ, in which all that is large is positive."""
+        m' = a'/b' the means: Stirling's series for log Γ, all large terms of which are positive."""
 
         def leaf(a: Array, b: Array, other_a: Array, other_b: Array) -> Array:
             ratio = (a / other_a) * (other_b / b)

@@ -121,9 +121,7 @@ class AbstractGaussian(AbstractExponentialFamily):
 
     @over_batch
     def std(self) -> PyTree:
-        return jax.tree.map(
-            jnp.sqrt, self._marginal_variance(self._factor("standard deviation"))
-        )
+        return jax.tree.map(jnp.sqrt, self._marginal_variance(self._factor("standard deviation")))
 
     @over_batch
     def quantile(self, p: ArrayLike) -> PyTree:
@@ -254,7 +252,7 @@ def require_positive(precision: PyTree) -> PyTree:
 def entrywise_numbers(
     linear: list[Any], precision: list[Any], proper: bool
 ) -> tuple[dict[str, list[Any]], str]:
-    """`_numbers` of a Gaussian whose entries are independent, `precision` as `linear` or scalars."""
+    """`_numbers` of a Gaussian with independent entries, `precision` as `linear` or scalars."""
     eta, tau = ([first(x) for x in leaves] for leaves in (linear, precision))
     if not proper:
         return {"linear": eta, "precision": tau}, IMPROPER

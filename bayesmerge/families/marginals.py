@@ -47,11 +47,11 @@ def quantiles(marginals: list[Any], p: ArrayLike, layout: Layout, batch_ndim: in
             "p is being traced, and these quantiles are SciPy's: call this outside of `jax.jit`, "
             "`vmap` and `grad`."
         )
-    p = probabilities(p)
+    known = probabilities(p)
 
     def of(marginal: Any, shape: tuple[int, ...], dtype: str) -> Array:
-        found = marginal.ppf(p.reshape(p.shape + (1,) * (batch_ndim + len(shape))))
-        found = np.moveaxis(found, range(p.ndim), range(batch_ndim, batch_ndim + p.ndim))
+        found = marginal.ppf(known.reshape(known.shape + (1,) * (batch_ndim + len(shape))))
+        found = np.moveaxis(found, range(known.ndim), range(batch_ndim, batch_ndim + known.ndim))
         return jnp.asarray(found, dtype)
 
     leaves = map(of, marginals, layout.shapes, layout.dtypes)

@@ -120,7 +120,7 @@ def show_product(product: Any) -> str:
     return "\n".join([head, *_at_most(rows)])
 
 
-def table(columns: Mapping[str, Sequence[Any]], rows: Sequence[str], most: int | None = ROWS) -> str:
+def table(columns: Mapping[str, Any], rows: Sequence[str], most: int | None = ROWS) -> str:
     """Aligned columns of numbers, with a name in front of every row."""
     count = len(rows) if most is None else min(len(rows), most)
     names = [one_line(name) for name in rows[:count]]
@@ -173,4 +173,6 @@ def _rows(columns: Mapping[str, list[np.ndarray]], layout: Layout) -> list[str]:
 
 
 def _at_most(rows: list[str]) -> list[str]:
-    return rows if len(rows) <= ROWS else [*rows[: ROWS - 1], f"  … and {len(rows) - ROWS + 1} more"]
+    return (
+        rows if len(rows) <= ROWS else [*rows[: ROWS - 1], f"  … and {len(rows) - ROWS + 1} more"]
+    )

@@ -51,7 +51,9 @@ def ratio_excess(ratio: Array, change: Array) -> Array:
     """
     s = jnp.where(jnp.abs(change) < NEAR, change, 0) / (2 + change)
     series = sum(s ** (2 * n) / (2 * n + 3) for n in range(8))
-    return jnp.where(jnp.abs(change) < NEAR, s * change - 2 * s**3 * series, change - jnp.log(ratio))
+    return jnp.where(
+        jnp.abs(change) < NEAR, s * change - 2 * s**3 * series, change - jnp.log(ratio)
+    )
 
 
 def log_ratio(x: Array, y: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Marginal densities of posteriors as curves, in the coordinates of θ or those of a model's sites."""
+"""Marginal densities of posteriors as curves, in coordinates of θ or of a model's sites."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.show import leaf_name
@@ -25,7 +24,7 @@ class Entry(NamedTuple):
 
     name: str
     leaf: int
-    index: int
+    place: int
 
 
 def all_entries(layout: Layout) -> "list[Entry]":
@@ -36,9 +35,11 @@ def all_entries(layout: Layout) -> "list[Entry]":
 def curves(posterior: Any, entries: list[Entry]) -> list[Curve]:
     """Marginal densities in the coordinates of θ."""
     if not hasattr(posterior, "marginals"):
-        return _of_draws(jax.tree.leaves(posterior.sample(jax.random.key(0), (NUM_DRAWS,))), entries)
+        return _of_draws(
+            jax.tree.leaves(posterior.sample(jax.random.key(0), (NUM_DRAWS,))), entries
+        )
     shapes, marginals = posterior.layout.shapes, jax.tree.leaves(posterior.marginals())
-    return [_of_marginal(entry_of(marginals[e.leaf], shapes[e.leaf], e.index)) for e in entries]
+    return [_of_marginal(entry_of(marginals[e.leaf], shapes[e.leaf], e.place)) for e in entries]
 
 
 def site_entries(draws: Mapping[str, Any]) -> list[Entry]:
@@ -105,7 +106,7 @@ def _of_draws(leaves: list[Any], entries: list[Entry]) -> list[Curve]:
         ) from error
 
     def one(entry: Entry) -> Curve:
-        values = np.asarray(leaves[entry.leaf], float).reshape(NUM_DRAWS, -1)[:, entry.index]
+        values = np.asarray(leaves[entry.leaf], float).reshape(NUM_DRAWS, -1)[:, entry.place]
         x, y, _ = array_stats.kde(values)
         return np.asarray(x), np.asarray(y)
 

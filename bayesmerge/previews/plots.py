@@ -1,8 +1,9 @@
 """Pictures of posteriors, and of one or several previews beside each other, into matplotlib axes.
 
-`densities` draws posteriors, all else previews. Several are a mapping from names to previews of the same tasks; `reference` names the one that the
-others predict, such as joint training. Every function takes `metric`, an aggregate as
-`Preview.best` does, and axes to draw in, by default new ones; `explore` writes a page instead.
+`densities` draws posteriors, all else previews. Several are a mapping from names to previews of the
+same tasks; `reference` names the one that the others predict, such as joint training. Every function
+takes `metric`, an aggregate as `Preview.best` does, and axes to draw in, by default new ones;
+`explore` writes a page instead.
 
 Names are drawn as they are written: `$` and `_` mean nothing. `plt.style.use("bayesmerge.style")`
 is the style of the tutorials.
@@ -62,8 +63,10 @@ def densities(
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
-    >>> coins = {"a": bm.Beta.from_concentrations(3.0, 2.0), "b": bm.Beta.from_concentrations(5.0, 2.0)}
-    >>> [ax.get_xlabel() for ax in bm.plots.densities(coins | {"merged": bm.merge(coins, [1.0, 1.0])})]
+    >>> beta = bm.Beta.from_concentrations
+    >>> coins = {"a": beta(3.0, 2.0), "b": beta(5.0, 2.0)}
+    >>> coins["merged"] = bm.merge(coins, [1.0, 1.0])
+    >>> [ax.get_xlabel() for ax in bm.plots.densities(coins)]
     ['theta']
 
     ```
@@ -86,7 +89,7 @@ def densities(
 def _require_same_layout(posteriors: Mapping[str, Any]) -> Any:
     if not posteriors:
         raise ValueError("posteriors is empty: there is nothing to draw.")
-    first = next(iter(posteriors.values()))
+    first: Any = next(iter(posteriors.values()))
     for name, q in posteriors.items():
         if not isinstance(q, AbstractPosterior):
             raise TypeError(
@@ -98,7 +101,9 @@ def _require_same_layout(posteriors: Mapping[str, Any]) -> Any:
                 f"posterior '{name}' is a batch of {q.batch_shape}: draw one of its members, such "
                 "as `jax.tree.map(lambda x: x[0], q)`."
             )
-        first.layout.require_same(q.layout, f"'{next(iter(posteriors))}' and '{name}'")
+        first.layout.require_same(
+            getattr(q, "layout", None), f"'{next(iter(posteriors))}' and '{name}'"
+        )
     return first
 
 

@@ -88,7 +88,9 @@ class Preview:
         rows = {name: best_row(x, self.higher_is_better) for name, x in known.items()}
         columns: dict[str, list[Any]] = {
             "best": [self.metrics[name][row] for name, row in rows.items()],
-            "worst": [(np.nanmin if self.higher_is_better else np.nanmax)(x) for x in known.values()],
+            "worst": [
+                (np.nanmin if self.higher_is_better else np.nanmax)(x) for x in known.values()
+            ],
         }
         for t, task in enumerate(self.tasks):
             columns[f"weight of {task}"] = [self.weights[row, t] for row in rows.values()]

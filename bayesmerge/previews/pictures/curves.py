@@ -50,7 +50,7 @@ def curves(
         if starred:
             _star(ax, x, values[order], best, colour(index))
     if truth is not None and reference is not None:
-        dots = {"color": REFERENCE, "markersize": 9, "zorder": 1.9}
+        dots: dict[str, Any] = {"color": REFERENCE, "markersize": 9, "zorder": 1.9}
         ax.plot(x, truth[order], ".", label=artist_label(reference), **dots)
         _star(ax, x, truth[order], best, "white")
     ax.margins(y=0.08)
@@ -121,8 +121,8 @@ def pairs(
         figure = drawn[0].figure
         room = 11 * figure.bbox.width / figure.dpi
         ncols = max(1, min(len(names), int(room / (max(map(len, names)) + 7))))
-        place = {"loc": "outside upper center", "ncols": ncols, "frameon": False}
-        as_written(figure.legend(handles, names, **place))
+        above: dict[str, Any] = {"loc": "outside upper center", "ncols": ncols, "frameon": False}
+        as_written(figure.legend(handles, names, **above))
     return drawn
 
 

@@ -58,9 +58,9 @@ def densities(
         handles, names = drawn[0].get_legend_handles_labels()
         room = 11 * figure.bbox.width / figure.dpi
         longest = max(len(line) for name in names for line in name.splitlines())
-        place = {"loc": "outside upper center", "frameon": False}
+        look = {"loc": "outside upper center", "frameon": False}
         columns = max(1, min(len(names), int(room / (longest + 7))))
-        as_written(figure.legend(handles, names, ncols=columns, **place))
+        as_written(figure.legend(handles, names, ncols=columns, **look))
     if axes is None and remark:
         figure.supxlabel(remark, fontsize="small", color="0.35", **VERBATIM)
     return drawn

@@ -19,7 +19,13 @@ from bayesmerge.previews.pictures.style import (
     panels,
     star,
 )
-from bayesmerge.previews.pictures.text import VERBATIM, artist_label, as_written, colour_bar, wrapped
+from bayesmerge.previews.pictures.text import (
+    VERBATIM,
+    artist_label,
+    as_written,
+    colour_bar,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

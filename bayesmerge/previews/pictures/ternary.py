@@ -14,7 +14,13 @@ from bayesmerge.previews.pictures.style import (
     previews_and_reference,
     star,
 )
-from bayesmerge.previews.pictures.text import VERBATIM, artist_label, as_written, colour_bar, wrapped
+from bayesmerge.previews.pictures.text import (
+    VERBATIM,
+    artist_label,
+    as_written,
+    colour_bar,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,7 +110,9 @@ def ternaries(
     for ax, (name, values) in zip(drawn, surfaces.items(), strict=True):
         filled.append(ternary(ax, weights, values, tasks, best, **scale))
         if target is not None and name != reference:
-            ax.plot(*weights[target] @ CORNERS, label=artist_label(f"best of {reference}"), **_diamond())
+            ax.plot(
+                *weights[target] @ CORNERS, label=artist_label(f"best of {reference}"), **_diamond()
+            )
         ax.set_title(wrapped(name, 24, 2), y=1.0, pad=-13, **VERBATIM)
         ax.set_ylim(*_room_for_text(tasks))
     reaching = max(filled, key=lambda contour: contour.extend == "both")

@@ -1,4 +1,4 @@
-"""Names of users in pictures, as they are written: `$`, a leading `_` and TeX mean nothing there."""
+"""Names of users in pictures, as they are written: `$`, a leading `_` and TeX mean nothing."""
 
 import textwrap
 from typing import TYPE_CHECKING, Any
