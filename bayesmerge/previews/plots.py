@@ -1,9 +1,9 @@
 """Pictures of posteriors, and of one or several previews beside each other, into matplotlib axes.
 
-`densities` draws posteriors, all else previews. Several are a mapping from names to previews of the
-same tasks; `reference` names the one that the others predict, such as joint training. Every function
-takes `metric`, an aggregate as `Preview.best` does, and axes to draw in, by default new ones;
-`explore` writes a page instead.
+`densities` draws posteriors, all else previews. Several are a mapping from names to previews of
+the same tasks; `reference` names the one that the others predict, such as joint training. Every
+function takes `metric`, an aggregate as `Preview.best` does, and axes to draw in, by default new
+ones; `explore` writes a page instead.
 
 Names are drawn as they are written: `$` and `_` mean nothing. `plt.style.use("bayesmerge.style")`
 is the style of the tutorials.
@@ -16,7 +16,6 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from bayesmerge.families.base import AbstractPosterior
 from bayesmerge.previews import densities as _densities
 from bayesmerge.previews import pictures
 from bayesmerge.previews.explorer import explore
@@ -89,9 +88,9 @@ def densities(
 def _require_same_layout(posteriors: Mapping[str, Any]) -> Any:
     if not posteriors:
         raise ValueError("posteriors is empty: there is nothing to draw.")
-    first: Any = next(iter(posteriors.values()))
+    first_name, first = next(iter(posteriors.items()))
     for name, q in posteriors.items():
-        if not isinstance(q, AbstractPosterior):
+        if not hasattr(q, "log_density"):
             raise TypeError(
                 f"posterior '{name}' is a {type(q).__name__}: give a posterior, or posteriors by "
                 "name, as {'merged': q}."
@@ -101,9 +100,7 @@ def _require_same_layout(posteriors: Mapping[str, Any]) -> Any:
                 f"posterior '{name}' is a batch of {q.batch_shape}: draw one of its members, such "
                 "as `jax.tree.map(lambda x: x[0], q)`."
             )
-        first.layout.require_same(
-            getattr(q, "layout", None), f"'{next(iter(posteriors))}' and '{name}'"
-        )
+        first.layout.require_same(q.layout, f"'{first_name}' and '{name}'")
     return first
 
 
