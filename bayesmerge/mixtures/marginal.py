@@ -33,11 +33,12 @@ class MixtureMarginal:
         ends = self.components.ppf(self._for_each(p))
         return _crossing(self.cdf, np.asarray(p, float), ends.min(self._axis), ends.max(self._axis))
 
-    def entry(self, shape: tuple[int, ...], index: int) -> "MixtureMarginal":
+    def entry(self, shape: tuple[int, ...], place: tuple[int, ...]) -> "MixtureMarginal":
         """Of one entry of the leaf, whose shape is given."""
-        count = len(self.weights)
-        args = [np.broadcast_to(x, (count, *shape)) for x in self.components.args]
-        parts = self.components.dist(*(x.reshape(count, -1)[:, index] for x in args))
+        args: list[Any] = [
+            np.broadcast_to(x, (len(self.weights), *shape)) for x in self.components.args
+        ]
+        parts = self.components.dist(*(x[(slice(None), *place)] for x in args))
         return MixtureMarginal(self.weights, parts, 0)
 
     @property

@@ -1,7 +1,8 @@
 """Marginal densities of posteriors as curves, in coordinates of θ or of a model's sites."""
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,17 +20,22 @@ NUM_DRAWS = 20_000
 TAIL = 5e-4
 
 
+Leaves = list[tuple[str, tuple[int, ...]]]
+"""Names and shapes."""
+
+
 class Entry(NamedTuple):
     """One entry of a leaf: `w[3]`."""
 
     name: str
     leaf: int
-    place: int
+    place: tuple[int, ...]
 
 
-def all_entries(layout: Layout) -> "list[Entry]":
-    """The entries of θ in order, as many as there can be names for."""
-    return _entries([leaf_name(name) or "theta" for name in layout.names], layout.shapes)
+def leaves_of(layout: Layout) -> Leaves:
+    """Of θ."""
+    names = [leaf_name(name) or "theta" for name in layout.names]
+    return list(zip(names, layout.shapes, strict=True))
 
 
 def curves(posterior: Any, entries: list[Entry]) -> list[Curve]:
@@ -42,8 +48,8 @@ def curves(posterior: Any, entries: list[Entry]) -> list[Curve]:
     return [_of_marginal(entry_of(marginals[e.leaf], shapes[e.leaf], e.place)) for e in entries]
 
 
-def site_entries(draws: Mapping[str, Any]) -> list[Entry]:
-    return _entries(list(draws), [x.shape[1:] for x in draws.values()])
+def leaves_of_sites(draws: Mapping[str, Any]) -> Leaves:
+    return [(name, x.shape[1:]) for name, x in draws.items()]
 
 
 def site_curves(draws: Mapping[str, Any], entries: list[Entry]) -> list[Curve]:
@@ -51,43 +57,54 @@ def site_curves(draws: Mapping[str, Any], entries: list[Entry]) -> list[Curve]:
     return _of_draws(list(draws.values()), entries)
 
 
-def chosen(entries: list[Entry], names: Iterable[str] | None, size: int) -> tuple[list[Entry], str]:
+def chosen(leaves: Leaves, names: Iterable[str] | None) -> tuple[list[Entry], str]:
     """The entries to draw, and what to say of those that are not."""
+    every = (e for leaf in range(len(leaves)) for e in _entries(leaves, leaf))
     if names is None:
-        left_out = size - MOST
+        size = sum(math.prod(shape) for _, shape in leaves)
         some = f"the first {MOST} of {size} entries; choose others by names=[…]"
-        return entries[:MOST], some if left_out > 0 else ""
-    names = [names] if isinstance(names, str) else list(names)
+        return list(itertools.islice(every, MOST)), some if size > MOST else ""
     found: list[Entry] = []
-    for name in names:
-        matching = [e for e in entries if name in (e.name, e.name.partition("[")[0])]
+    for name in [names] if isinstance(names, str) else names:
+        matching = [e for leaf in range(len(leaves)) for e in _matching(leaves, leaf, name)]
         if not matching:
+            known = [e.name for e in itertools.islice(every, MOST)]
             raise ValueError(
-                f"names has {name!r}, and there are {[e.name for e in entries[:MOST]]}"
-                f"{' …' if len(entries) > MOST else ''}: name entries, or leaves for all of theirs."
+                f"names has {name!r}, and there are {known} …: name entries, or leaves for all of "
+                "theirs."
             )
         found += matching
-    if not found or len(found) > MOST_NAMED:
+    if not 0 < len(found) <= MOST_NAMED:
         raise ValueError(
             f"names are of {len(found)} entries, and 1 to {MOST_NAMED} can be drawn side by side."
         )
     return found, ""
 
 
-def entry_of(marginal: Any, shape: tuple[int, ...], index: int) -> Any:
+def entry_of(marginal: Any, shape: tuple[int, ...], place: tuple[int, ...]) -> Any:
     """The distribution of one entry of a leaf."""
     if hasattr(marginal, "entry"):
-        return marginal.entry(shape, index)
-    return marginal.dist(*(np.broadcast_to(x, shape).reshape(-1)[index] for x in marginal.args))
+        return marginal.entry(shape, place)
+    return marginal.dist(*(np.broadcast_to(x, shape)[place] for x in marginal.args))
 
 
-def _entries(names: list[str], shapes: Any) -> list[Entry]:
-    found = []
-    for leaf, (name, shape) in enumerate(zip(names, shapes, strict=True)):
-        for i in range(math.prod(shape)):
-            place = ",".join(str(int(j)) for j in np.unravel_index(i, shape)) if shape else ""
-            found.append(Entry(f"{name}[{place}]" if shape else name, leaf, i))
-    return found
+def _entries(leaves: Leaves, leaf: int) -> Iterator[Entry]:
+    name, shape = leaves[leaf]
+    for place in np.ndindex(shape):
+        yield Entry(f"{name}[{','.join(map(str, place))}]" if shape else name, leaf, place)
+
+
+def _matching(leaves: Leaves, leaf: int, wanted: str) -> list[Entry]:
+    """All entries of a leaf that is wanted itself, or the one that is."""
+    name, shape = leaves[leaf]
+    if wanted == name:
+        return list(itertools.islice(_entries(leaves, leaf), MOST_NAMED + 1))
+    index = wanted.removeprefix(f"{name}[").removesuffix("]").split(",")
+    if wanted != f"{name}[{','.join(index)}]" or not all(i.strip().isdecimal() for i in index):
+        return []
+    place = tuple(map(int, index))
+    inside = len(place) == len(shape) and all(i < n for i, n in zip(place, shape, strict=True))
+    return [Entry(f"{name}[{','.join(map(str, place))}]", leaf, place)] if inside else []
 
 
 def _of_marginal(marginal: Any) -> Curve:
@@ -106,7 +123,7 @@ def _of_draws(leaves: list[Any], entries: list[Entry]) -> list[Curve]:
         ) from error
 
     def one(entry: Entry) -> Curve:
-        values = np.asarray(leaves[entry.leaf], float).reshape(NUM_DRAWS, -1)[:, entry.place]
+        values = np.asarray(leaves[entry.leaf][(slice(None), *entry.place)], float)
         x, y, _ = array_stats.kde(values)
         return np.asarray(x), np.asarray(y)
 

@@ -1,5 +1,6 @@
 """A preview on disk, in netCDF: whole, or as far as an interrupted one has come."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,8 +41,19 @@ def writable(path: Any) -> Path:
     return path
 
 
+def require_storable(names: Iterable[str]) -> None:
+    """Nothing, or an error for a name that netCDF changes or cannot hold."""
+    for name in names:
+        if "\0" in name or name != name.encode("utf-8", "replace").decode("utf-8"):
+            raise ValueError(
+                f"the name {name!r} holds a character that is no text, and a netCDF file cannot "
+                "hold it: give the task or metric another name."
+            )
+
+
 def write(table: Table, path: Path) -> None:
     """All of it, or the file stays as it was."""
+    require_storable((*table.tasks, *table.metrics, *table.details))
     with whole(path) as unfinished:
         _as_dataset(table).to_netcdf(unfinished, engine="scipy")
 

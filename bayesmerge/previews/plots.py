@@ -73,14 +73,13 @@ def densities(
     by_name = dict(posteriors) if isinstance(posteriors, Mapping) else {"posterior": posteriors}
     first = _require_same_layout(by_name)
     if model is None:
-        size = first.layout.size
-        entries, remark = _densities.chosen(_densities.all_entries(first.layout), names, size)
+        entries, remark = _densities.chosen(_densities.leaves_of(first.layout), names)
         curves = {name: _densities.curves(q, entries) for name, q in by_name.items()}
     else:
         key, count = jax.random.key(0), _densities.NUM_DRAWS
         draws = {name: model.draws(q, key, count) for name, q in by_name.items()}
-        every = _densities.site_entries(next(iter(draws.values())))
-        entries, remark = _densities.chosen(every, names, len(every))
+        leaves = _densities.leaves_of_sites(next(iter(draws.values())))
+        entries, remark = _densities.chosen(leaves, names)
         curves = {name: _densities.site_curves(x, entries) for name, x in draws.items()}
     return pictures.densities(axes, curves, [e.name for e in entries], remark)
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree
 
 from bayesmerge.families.show import one_line
-from bayesmerge.previews.file import Table, read, writable, write
+from bayesmerge.previews.file import Table, read, require_storable, writable, write
 from bayesmerge.previews.measure import Means, Measured, ModelAt, measure
 
 SECONDS_BETWEEN_WRITES = 15.0
@@ -46,6 +46,8 @@ class Record:
         nothing = np.zeros(len(weights), bool)
         self.path = None if path is None else writable(path)
         self.table = Table({}, {}, weights, tasks, higher_is_better, nothing, fingerprint)
+        if self.path is not None:
+            require_storable(tasks)
         if self.path is not None and self.path.exists():
             self.table = self._continued(self.path)
 
@@ -55,6 +57,8 @@ class Record:
                 f"'{self.path}' has the metrics {tuple(self.table.metrics)}, and the metric "
                 f"returned {tuple(measured.metrics)}: it is another one. Give another name."
             )
+        if self.path is not None:
+            require_storable(measured.metrics)
         pairs = (self.table.metrics, measured.metrics), (self.table.details, measured.details)
         for of_all, of_batch in pairs:
             for name, values in of_batch.items():

@@ -273,6 +273,12 @@ class Preview:
         """All of it with named axes: the metrics and α over `weighting` (and `task`)."""
         import xarray as xr
 
+        reserved = {"weights", "task", "weighting"} & {*self.metrics, *self.details}
+        if reserved:
+            raise ValueError(
+                f"the metrics {sorted(reserved)} have names that the dataset uses itself: give "
+                "them other names."
+            )
         variables: dict[str, Any] = {
             name: ("weighting", np.asarray(values))
             for name, values in (dict(self.metrics) | dict(self.details)).items()
