@@ -6,7 +6,7 @@ The line that the whole library rests on, p_α(θ) ∝ p_0(θ)^γ Π_t q_t(θ)^{
 
 import abc
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -101,7 +101,7 @@ class AbstractExponentialFamily(AbstractPosterior):
         """√Var_q[θ], entry by entry."""
 
     @abc.abstractmethod
-    def quantile(self, p: ArrayLike) -> PyTree:
+    def quantile(self, p: ArrayLike | Sequence[Any]) -> PyTree:
         """The value below which an entry of θ lies with probability p, for every entry by itself.
 
         - `p`: probabilities in [0, 1], of any shape, which the result has in front of every

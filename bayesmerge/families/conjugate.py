@@ -7,6 +7,7 @@ float32 would lose them at counts of a thousand. Each family writes them out in 
 """
 
 import abc
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -57,7 +58,7 @@ class AbstractConjugateFamily(AbstractExponentialFamily):
         at_boundary = self.log_density(theta) - self.log_partition()
         return jnp.where(inside, self._log_prob_inside(safe), at_boundary)
 
-    def quantile(self, p: ArrayLike) -> PyTree:
+    def quantile(self, p: ArrayLike | Sequence[Any]) -> PyTree:
         marginals = jax.tree.leaves(self.marginals())
         return quantiles(marginals, p, self.layout, len(self.batch_shape))
 

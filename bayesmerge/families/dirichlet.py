@@ -5,7 +5,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import digamma
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
@@ -217,7 +216,7 @@ def beta_std(a: Array, b: Array) -> Array:
     return jnp.sqrt(a / total) * jnp.sqrt(b / total) / jnp.sqrt(total + 1)
 
 
-def beta_marginal(a: np.ndarray, b: np.ndarray) -> Any:
+def beta_marginal(a: Any, b: Any) -> Any:
     import scipy.stats
 
     return scipy.stats.beta(a, b)

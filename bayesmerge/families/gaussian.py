@@ -6,7 +6,7 @@ adds both, which is FP-10: the mode of Π N(θ_t, H_t⁻¹)^{α_t} is (Σ α_t H
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -124,7 +124,7 @@ class AbstractGaussian(AbstractExponentialFamily):
         return jax.tree.map(jnp.sqrt, self._marginal_variance(self._factor("standard deviation")))
 
     @over_batch
-    def quantile(self, p: ArrayLike) -> PyTree:
+    def quantile(self, p: ArrayLike | Sequence[Any]) -> PyTree:
         """μ + Φ⁻¹(p) √Var, as every family; within `jax.jit` too."""
         factor = self._factor("quantile")
         z = normal_quantile(p)

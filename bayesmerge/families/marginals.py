@@ -1,5 +1,6 @@
 """Every entry of θ by itself: probabilities, quantiles, and SciPy's distributions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ def in_float64(tree: PyTree) -> list[Float[np.ndarray, "..."]]:
     return [np.asarray(leaf, float) for leaf in jax.tree.leaves(tree)]
 
 
-def probabilities(p: ArrayLike) -> Any:
+def probabilities(p: ArrayLike | Sequence[Any]) -> Any:
     """`p`, in float64 where it is known, or an error where it is no probability."""
     message = "p holds probabilities, which lie in [0, 1] (95% is 0.95)."
     if not is_concrete(p):
@@ -29,17 +30,19 @@ def probabilities(p: ArrayLike) -> Any:
     return known
 
 
-def normal_quantile(p: ArrayLike) -> Float[np.ndarray, "..."] | Array:
+def normal_quantile(p: ArrayLike | Sequence[Any]) -> Float[np.ndarray, "..."] | Array:
     """Φ⁻¹(p), in float64 where p is known: 1 − 10⁻¹⁰ is 1 in float32."""
-    p = probabilities(p)
-    if isinstance(p, np.ndarray):
+    known = probabilities(p)
+    if isinstance(known, np.ndarray):
         from scipy.special import ndtri
 
-        return np.asarray(ndtri(p))
-    return jax.scipy.special.ndtri(p)
+        return np.asarray(ndtri(known))
+    return jax.scipy.special.ndtri(known)
 
 
-def quantiles(marginals: list[Any], p: ArrayLike, layout: Layout, batch_ndim: int = 0) -> PyTree:
+def quantiles(
+    marginals: list[Any], p: ArrayLike | Sequence[Any], layout: Layout, batch_ndim: int = 0
+) -> PyTree:
     """Of distributions with a `ppf`, one for each leaf, with the axes of `p` between those of a
     batch and the leaf's own."""
     if not is_concrete(p):

@@ -19,7 +19,7 @@ IMPROPER = "improper"
 def one_line(text: Any) -> str:
     """A name without line breaks and control characters."""
     line = " ".join(str(text).split())
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line) or "''"
 
 
 def number(x: Any) -> str:

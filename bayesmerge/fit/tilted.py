@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -111,7 +112,7 @@ class Tilted(AbstractPosterior):
         """Marginal distributions of `laplace()`, as of every family."""
         return self.laplace().marginals()
 
-    def quantile(self, p: ArrayLike) -> PyTree:
+    def quantile(self, p: ArrayLike | Sequence[Any]) -> PyTree:
         """Marginal quantiles of `laplace()`; `p` as of every family."""
         return self.laplace().quantile(p)
 

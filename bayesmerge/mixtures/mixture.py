@@ -186,7 +186,7 @@ class Mixture(AbstractLazyPosterior):
         ]
         return jax.tree.unflatten(layout.structure, leaves)
 
-    def quantile(self, p: ArrayLike) -> PyTree:
+    def quantile(self, p: ArrayLike | Sequence[Any]) -> PyTree:
         """The value below which an entry of θ lies with probability p, for every entry by itself.
 
         - `p`: probabilities in [0, 1], of any shape, which the result has in front of every

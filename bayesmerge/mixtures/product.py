@@ -232,7 +232,7 @@ class Product(AbstractLazyPosterior):
         """√Var[θ], entry by entry, of the product multiplied out (see `expand`)."""
         return self._multiplied_out().std()
 
-    def quantile(self, p: ArrayLike) -> PyTree:
+    def quantile(self, p: ArrayLike | Sequence[Any]) -> PyTree:
         """Marginal quantiles, as of a `Mixture`, of the product multiplied out (see `expand`);
         where it cannot be, those of draws: `jax.tree.map(lambda x: jnp.quantile(x, p, axis=0),
         product.sample(key, 4000))`."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from bayesmerge.families.show import one_line
 from bayesmerge.previews.pictures.style import (
     REFERENCE,
     Best,
@@ -175,6 +176,6 @@ def _legend_entries(ax: "Axes") -> tuple[list[Any], list[str]]:
 
 
 def _weight_of(tasks: tuple[str, ...], width: int) -> str:
-    first, second = tasks
+    first, second = map(one_line, tasks)
     weight, rest = f"weight of {first}", f"(the rest is {second})"
     return f"{wrapped(weight, width)}\n{wrapped(rest, width)}"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from bayesmerge.families.show import one_line
 from bayesmerge.previews.pictures.style import (
     Best,
     best_row,
@@ -111,7 +112,9 @@ def ternaries(
         filled.append(ternary(ax, weights, values, tasks, best, **scale))
         if target is not None and name != reference:
             ax.plot(
-                *weights[target] @ CORNERS, label=artist_label(f"best of {reference}"), **_diamond()
+                *weights[target] @ CORNERS,
+                label=artist_label(f"best of {one_line(reference or '')}"),
+                **_diamond(),
             )
         ax.set_title(wrapped(name, 24, 2), y=1.0, pad=-13, **VERBATIM)
         ax.set_ylim(*_room_for_text(tasks))

@@ -15,11 +15,11 @@ VERBATIM: dict[str, Any] = {"parse_math": False, "usetex": False}
 MARK = "\N{ZERO WIDTH SPACE}"
 
 
-def wrapped(text: str, width: int = 16, most: int = 4) -> str:
+def wrapped(text: str, width: int = 16, most: int = 3) -> str:
     """A long name in at most so many lines, the rest of it left out."""
-    width = max(width, min(max(map(len, one_line(text).split()), default=0), 24))
+    width = max(width, min(max(map(len, one_line(text).split())), 24))
     lines = textwrap.wrap(one_line(text), width, max_lines=most, placeholder=" …")
-    return "\n".join(lines) or "''"
+    return "\n".join(lines)
 
 
 def artist_label(text: str) -> str:
