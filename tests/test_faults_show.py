@@ -120,6 +120,12 @@ def test_logarithms_and_sums_of_others_keep_all_digits():
         np.testing.assert_array_equal(sum_of_others(array), exactly)
 
 
+def test_the_curvature_of_logistic_losses_is_that_of_both_classes_in_float32():
+    root = bm.Target.supervised(lambda w, x: x @ w, "bernoulli", (jnp.eye(1), jnp.ones(1))).loss
+    roots = [root.likelihood.root(F32(logit), F32(1))[0, 0] for logit in (-20.0, 20.0)]
+    np.testing.assert_allclose(roots, [np.exp(-10)] * 2, rtol=1e-6)
+
+
 def test_a_mixture_of_equal_components_far_from_zero_has_their_spread():
     far = bm.IsotropicGaussian.from_mean_precision(F32(1e8), 1.0)
     mixture = bm.Mixture(jnp.ones(3), [far] * 3)

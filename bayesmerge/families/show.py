@@ -57,7 +57,7 @@ def over(layout: Layout) -> str:
     """`over {"b": (), "w": (30,)}`, or `over (30,)` where θ is one array."""
     if layout.names == ("",):
         return f"over {layout.shapes[0]}"
-    names = [leaf_name(name) for name in layout.names]
+    names = [one_line(leaf_name(name)) for name in layout.names]
     shown = [f'"{n}": {s}' for n, s in zip(names, layout.shapes, strict=True)]
     more = [f"… {len(shown) - ENTRIES} more"] if len(shown) > ENTRIES + 1 else []
     return f"over {{{', '.join((shown[:ENTRIES] if more else shown) + more)}}}"
@@ -65,7 +65,7 @@ def over(layout: Layout) -> str:
 
 def leaf_name(path: str) -> str:
     """`['layer'][0].w` as `layer.0.w`."""
-    return re.sub(r"\[(['\"]?)(.*?)\1\]", r".\2", path).removeprefix(".")
+    return re.sub(r"\[(['\"]?)(.*?)\1\]", r".\2", path).removeprefix(".") if path else "theta"
 
 
 def show_shapes(posterior: Any) -> str:
@@ -110,12 +110,11 @@ def show_mixture(mixture: Any) -> str:
 def show_product(product: Any) -> str:
     """Exponents and factors."""
     exponents = np.asarray(product.exponents, float)
-    weightings = f", {exponents.shape[:-1]} weightings" if exponents.ndim > 1 else ""
+    batch = exponents.shape[:-1]
+    weightings = f", {batch} weightings, the first of which is" if batch else ""
     factors = [repr(factor).splitlines()[0].rstrip(":") for factor in product.factors]
     powers = exponents.reshape(-1, len(factors))[0]
     head = f"Product of {len(factors)} factors {over(product.layout)}{weightings}:"
-    if weightings:
-        head = f"{head.rstrip(':')}, the first of which is:"
     rows = [f"  exponent {number(a)}: {f}" for a, f in zip(powers, factors, strict=True)]
     return "\n".join([head, *_at_most(rows)])
 
@@ -125,7 +124,7 @@ def table(columns: Mapping[str, Any], rows: Sequence[str], most: int | None = RO
     count = len(rows) if most is None else min(len(rows), most)
     names = [one_line(name) for name in rows[:count]]
     cells = {
-        one_line(title): [x if isinstance(x, str) else number(x) for x in list(column)[:count]]
+        one_line(title): [x if isinstance(x, str) else number(x) for x in column[:count]]
         for title, column in columns.items()
     }
     width = max(map(len, names), default=0)
@@ -159,7 +158,7 @@ def _cells(columns: Mapping[str, list[np.ndarray]]) -> str:
 
 
 def _rows(columns: Mapping[str, list[np.ndarray]], layout: Layout) -> list[str]:
-    names = [leaf_name(name) for name in layout.names][:ROWS]
+    names = [one_line(leaf_name(name)) for name in layout.names[:ROWS]]
     texts = {
         title: [f"{title} {numbers(x)}" for x in leaves[:ROWS]] for title, leaves in columns.items()
     }

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import is_concrete, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
-from bayesmerge.families.show import safely
+from bayesmerge.families.show import number, safely
 from bayesmerge.fit.abstract_target import AbstractTarget, Loss, Statistic
 from bayesmerge.fit.likelihood import Likelihood, SupervisedLoss, as_likelihood
 from bayesmerge.fit.model_target import ModelTarget
@@ -241,6 +241,8 @@ class JointTarget(AbstractTarget):
     Source: FP equation 1; GM equation 7.
     """
 
+    __repr__ = safely(lambda joint: _show_joint(joint))
+
     targets: list[Any]
     weights: Float[Array, " T"]
     prior: Prior
@@ -392,6 +394,11 @@ def _show(target: Target) -> str:
     size = "1 example" if count == "1 examples" else count
     prior = "" if target.prior is None else f", prior {type(target.prior).__name__}"
     return f"Target of {size}: {getattr(likelihood, 'name', loss)}{prior}"
+
+
+def _show_joint(joint: JointTarget) -> str:
+    rows = [f"  {number(a)} × {t!r}" for a, t in zip(joint.weights, joint.targets, strict=True)]
+    return "\n".join([f"JointTarget of {len(rows)} tasks:", *rows])
 
 
 def batch_size(batch: PyTree) -> int:

@@ -34,7 +34,7 @@ class Entry(NamedTuple):
 
 def leaves_of(layout: Layout) -> Leaves:
     """Of θ."""
-    names = [leaf_name(name) or "theta" for name in layout.names]
+    names = [leaf_name(name) for name in layout.names]
     return list(zip(names, layout.shapes, strict=True))
 
 
