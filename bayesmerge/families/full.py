@@ -17,7 +17,7 @@ from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.families.show import IMPROPER, first
 
-MOST_PRINTED = 300
+MOST_PRINTED = 1000
 """Parameters of which `repr` factorises a precision."""
 
 
@@ -109,25 +109,23 @@ class FullGaussian(AbstractGaussian):
         return self._covariance(self._factor("covariance"))
 
     def _numbers(self) -> tuple[dict[str, list[Any]], str]:
-        eta, ends = (
-            jax.tree.leaves(self.linear),
-            np.cumsum([0, *map(math.prod, self.layout.shapes)]),
-        )
+        from scipy.linalg.lapack import dtrtri
+
+        eta = jax.tree.leaves(self.linear)
+        ends = np.cumsum([0, *map(math.prod, self.layout.shapes)])
 
         def by_leaf(vector: Any) -> list[Any]:
             return [first(vector[a:b]) for a, b in itertools.pairwise(ends)]
 
-        naturals = {
-            "linear": [first(x) for x in eta],
-            "precision": by_leaf(np.diag(self.precision)),
-        }
+        diagonal = by_leaf(np.diag(self.precision))
+        naturals = {"linear": [first(x) for x in eta], "precision": diagonal}
         if self.layout.size > MOST_PRINTED:
             return naturals, f"mean and sd are not printed of more than {MOST_PRINTED} parameters"
         try:
             factor = np.linalg.cholesky(self.precision.astype(float))
         except np.linalg.LinAlgError:
             return naturals, IMPROPER
-        root = np.linalg.inv(factor)
+        root, _ = dtrtri(factor, lower=1)
         mean = root.T @ (root @ np.concatenate([x.reshape(-1) for x in eta]))
         return {"mean": by_leaf(mean), "sd": by_leaf(np.sqrt(np.sum(root**2, axis=0)))}, ""
 
