@@ -11,6 +11,7 @@ from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import tell
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.show import number, safely, table
 from bayesmerge.fit.curvature import Kind
 from bayesmerge.fit.target import Target
 from bayesmerge.removal import (
@@ -32,11 +33,26 @@ class Influence(NamedTuple):
     - `dispersion`: φ, the variance of the noise.
     """
 
+    def __repr__(self) -> str:
+        """The rows with the largest of Cook's distances."""
+        return _show(self)
+
     leverage: Float[Array, " N"]
     dfbeta: PyTree
     dfbetas: PyTree
     cooks_distance: Float[Array, " N"]
     dispersion: Float[Array, ""]
+
+
+@safely
+def _show(found: Influence) -> str:
+    distance = np.asarray(found.cooks_distance)
+    rows = np.argsort(-distance)
+    columns = {"Cook's distance": distance[rows], "leverage": np.asarray(found.leverage)[rows]}
+    head = (
+        f"Influence of {len(rows)} rows, the largest first; dispersion {number(found.dispersion)}"
+    )
+    return f"{head}\n{table(columns, [f'row {i}' for i in rows], 5)}"
 
 
 def influence(

@@ -16,12 +16,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import require, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import as_arrays
+from bayesmerge.families.show import safely, table
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.merging import merge
@@ -40,6 +42,8 @@ class Mismatch(eqx.Module):
     - `correction`: θ̂ − θ̄, where θ̄ is not the mode θ̂ of the merged posterior.
     - `residual`: H̄⁻¹∇ of the joint objective at θ*; not zero as far as θ* is not its minimum.
     """
+
+    __repr__ = safely(lambda found: _show(found))
 
     merged: PyTree
     solution: PyTree
@@ -72,6 +76,16 @@ class Mismatch(eqx.Module):
         require_kinds(test, None)
         test.check(self.merged)
         return test.value_and_gradient(self.merged)[1]
+
+
+def _show(found: Mismatch) -> str:
+    parts = {f"task {name}": c for name, c in found.contributions.items()}
+    parts |= {"correction": found.correction, "residual": found.residual, "all": found.error}
+    lengths = [
+        np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(c))) for c in parts.values()
+    ]
+    title = "Mismatch: what separates a merged model from the joint solution, by task"
+    return f"{title}\n{table({'length': lengths}, list(parts), None)}"
 
 
 def mismatch(

@@ -38,7 +38,7 @@ from scipy.special import logit
 import bayesmerge as bm
 
 jax.config.update("jax_enable_x64", True)
-plt.style.use("bayesmerge.mplstyle")
+plt.style.use("bayesmerge.style")
 BLUE, RED, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
 

@@ -32,7 +32,7 @@ from sklearn.linear_model import Ridge, RidgeCV
 import bayesmerge as bm
 
 jax.config.update("jax_enable_x64", True)
-plt.style.use("bayesmerge.mplstyle")
+plt.style.use("bayesmerge.style")
 BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 # %% [markdown]

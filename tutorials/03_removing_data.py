@@ -37,7 +37,7 @@ import bayesmerge as bm
 from bayesmerge.fit import Likelihood
 
 jax.config.update("jax_enable_x64", True)
-plt.style.use("bayesmerge.mplstyle")
+plt.style.use("bayesmerge.style")
 BLUE, RED, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
 # %% [markdown]

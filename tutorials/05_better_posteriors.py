@@ -33,7 +33,7 @@ import bayesmerge as bm
 from bayesmerge.fit import elbo
 
 jax.config.update("jax_enable_x64", True)
-plt.style.use("bayesmerge.mplstyle")
+plt.style.use("bayesmerge.style")
 BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 # %% [markdown]

@@ -43,7 +43,7 @@ with warnings.catch_warnings():
     from bayesmerge.numpyro import with_factor
 
 jax.config.update("jax_enable_x64", True)
-plt.style.use("bayesmerge.mplstyle")
+plt.style.use("bayesmerge.style")
 BLUE, RED, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
 # %% [markdown]

@@ -37,7 +37,7 @@ from sklearn.metrics import f1_score
 
 import bayesmerge as bm
 
-plt.style.use("bayesmerge.mplstyle")
+plt.style.use("bayesmerge.style")
 BLUE, RED, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
 
 # %% [markdown]

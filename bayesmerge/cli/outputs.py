@@ -63,14 +63,13 @@ def written(surface: Preview, path: Path, title: str) -> bool:
 
 
 def _write_table(surface: Preview, path: Path, suffix: str) -> None:
-    columns = {
-        f"weight of {task}": w for task, w in zip(surface.tasks, surface.weights.T, strict=True)
-    }
-    columns |= {**surface.metrics, **surface.details}
+    titles = [f"weight of {task}" for task in surface.tasks]
+    titles += [*surface.metrics, *surface.details]
+    columns = [*surface.weights.T, *surface.metrics.values(), *surface.details.values()]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+        writer.writerow(titles)
+        writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def _draw(surface: Preview, path: Path, suffix: str) -> None:

@@ -13,7 +13,7 @@ from bayesmerge.previews import Preview
 def print_best(surface: Preview) -> None:
     """The best weighting by each metric, and by their mean."""
     better = "higher" if surface.higher_is_better else "lower"
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = _console()
     console.print(f"Best of {len(surface.weights)} weightings ({better} is better)")
     table = Table(box=box.SIMPLE_HEAD)
     columns: dict[str, str | None] = {name: name for name in surface.metrics}
@@ -55,5 +55,10 @@ def print_columns(columns: list[Column]) -> None:
     table.add_row("MSE to joint", *(f"{a.mse:.4f}" for a in against))
     table.add_row("seconds to fit", *(f"{c.fit_seconds:.1f}" for c in columns))
     table.add_row("seconds to preview", *(f"{c.sweep_seconds:.1f}" for c in columns))
-    Console().print(table)
+    _console().print(table)
     typer.echo("Seconds include compilation, which the first posterior fitted pays most of.")
+
+
+def _console() -> Console:
+    """Names are printed as they are written: `[red]` and `:star:` mean nothing."""
+    return Console(markup=False, emoji=False, highlight=False)

@@ -11,6 +11,7 @@ from bayesmerge.diagnostics.difference import Difference, as_gaussian, differenc
 from bayesmerge.diagnostics.overlap import Overlap, overlap
 from bayesmerge.diagnostics.reweighting import Reweighted, reweighted
 from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.show import ROWS, table
 from bayesmerge.fit.absorb import shared_prior
 from bayesmerge.fit.curvature import Kind
 from bayesmerge.fit.target import JointTarget
@@ -52,7 +53,14 @@ class Diagnosis:
     reference: Difference | None
     concerns: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return self._text(ROWS)
+
     def __str__(self) -> str:
+        return self._text(None)
+
+    def _text(self, most: int | None) -> str:
+        """A table of at most so many parameters, and what is said of tasks and draws."""
         names, mode = entries(self.merged.mode())
         columns = {"mode": mode, "sd": np.sqrt(entries(self.merged.variance())[1])}
         if self.refined is not None:
@@ -63,11 +71,7 @@ class Diagnosis:
             columns["most |z|"] = np.max(np.abs(surprises), axis=0)
         if self.reference is not None:
             columns["shift/sd of reference"] = entries(self.reference.shift)[1]
-        width = max(len(name) for name in names)
-        lines = [" " * width + "".join(f"  {title:>10}" for title in columns)]
-        for i, name in enumerate(names):
-            cells = [f"  {column[i]:>{max(10, len(t))}.3g}" for t, column in columns.items()]
-            lines.append(f"{name:<{width}}" + "".join(cells))
+        lines = [table(columns, names, most)]
         if self.overlap is not None:
             for task, p in self.overlap.p_value.items():
                 factor = float(self.overlap.by_task[task])
@@ -116,8 +120,8 @@ def diagnose(
     ...          "b": bm.Target(loss, jnp.array([4.0]), prior=prior)}
     >>> found = bm.diagnose(tasks, {n: bm.laplace(t) for n, t in tasks.items()}, [1.0, 1.0])
     >>> print(found)
-                 mode          sd    shift/sd    sd ratio    most |z|
-    theta        1.67       0.577           0           1        2.86
+            mode      sd  shift/sd  sd ratio  most |z|
+    theta  1.667  0.5774         0         1     2.858
     task a: log Bayes factor of sharing 0.0605, p = 0.41
     task b: log Bayes factor of sharing 0.0605, p = 0.0043
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.families.base import AbstractExponentialFamily
 from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.show import number, safely, table
 
 
 class Difference(eqx.Module):
@@ -19,6 +20,8 @@ class Difference(eqx.Module):
     - `spread`: sd q / sd p, shaped as θ.
     - `divergence`: KL(p ‖ q), in nats.
     """
+
+    __repr__ = safely(lambda found: _show(found))
 
     shift: PyTree
     spread: PyTree
@@ -30,6 +33,12 @@ class Difference(eqx.Module):
         names, shifts = entries(self.shift)
         worst = int(np.argmax(np.abs(shifts)))
         return names[worst], float(shifts[worst])
+
+
+def _show(found: Difference) -> str:
+    names, shift = entries(found.shift)
+    columns = {"shift/sd": shift, "sd ratio": entries(found.spread)[1]}
+    return f"Difference: KL divergence {number(found.divergence)} nats\n{table(columns, names)}"
 
 
 def difference(posterior: Any, reference: Any) -> Difference:

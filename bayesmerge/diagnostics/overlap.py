@@ -5,12 +5,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from bayesmerge.diagnostics.difference import as_gaussian
+from bayesmerge.diagnostics.difference import as_gaussian, entries
 from bayesmerge.diagnostics.reweighting import log_prior
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.show import number, safely, table
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.expand import expand
 from bayesmerge.fit.tilted import likelihood_factor
@@ -36,10 +38,23 @@ class Overlap(eqx.Module):
       χ² = Δᵀ(S_{−t} − S)⁺Δ.
     """
 
+    __repr__ = safely(lambda found: _show(found))
+
     log_normaliser: Float[Array, ""]
     by_task: dict[str, Float[Array, ""]]
     surprise: dict[str, PyTree]
     p_value: dict[str, float]
+
+
+def _show(found: Overlap) -> str:
+    most = [np.max(np.abs(entries(z)[1])) for z in found.surprise.values()]
+    columns = {
+        "log Bayes factor": list(found.by_task.values()),
+        "p": list(found.p_value.values()),
+        "most |z|": most,
+    }
+    head = f"Overlap of {len(most)} tasks: log-normaliser {number(found.log_normaliser)}"
+    return f"{head}\n{table(columns, list(found.by_task), None)}"
 
 
 def overlap(posteriors: Any, weights: Any, prior: Any = None) -> Overlap:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from bayesmerge.families.show import number
 from bayesmerge.fit.abstract_target import AbstractTarget
 
 EQUAL = 1e-8
@@ -27,6 +28,12 @@ class Reweighted(eqx.Module):
     - `draws`: θ_s, with a leading axis.
     - `log_weights`: log w_s, smoothed and normalised.
     """
+
+    def __repr__(self) -> str:
+        """k, and how many draws these are worth."""
+        count = len(self.log_weights)
+        samples = number(self.effective_samples)
+        return f"Reweighted: k = {number(self.k)}, effective samples {samples} of {count}"
 
     k: float
     effective_samples: float

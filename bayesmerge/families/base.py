@@ -6,7 +6,7 @@ The line that the whole library rests on, p_α(θ) ∝ p_0(θ)^γ Π_t q_t(θ)^{
 
 import abc
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -16,6 +16,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import is_concrete, require, require_finite
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.show import safely, show_family
 
 Q = TypeVar("Q", bound="AbstractExponentialFamily")
 T = TypeVar("T")
@@ -64,6 +65,8 @@ class AbstractExponentialFamily(AbstractPosterior):
 
     layout: eqx.AbstractVar[Layout]
 
+    __repr__ = safely(show_family)
+
     @property
     @abc.abstractmethod
     def natural_parameters(self) -> PyTree:
@@ -94,6 +97,31 @@ class AbstractExponentialFamily(AbstractPosterior):
         """Var_q[θ], entry by entry."""
 
     @abc.abstractmethod
+    def std(self) -> PyTree:
+        """√Var_q[θ], entry by entry."""
+
+    @abc.abstractmethod
+    def quantile(self, p: ArrayLike | Sequence[Any]) -> PyTree:
+        """The value below which an entry of θ lies with probability p, for every entry by itself.
+
+        - `p`: probabilities in [0, 1], of any shape, which the result has in front of every
+          leaf's own: `quantile([0.025, 0.975])` are the ends of 95% intervals.
+
+        Gaussians have quantiles under `jax.jit` too; those of other families are SciPy's.
+
+        **Raises** `ValueError` for p outside of [0, 1], or an improper posterior.
+        """
+
+    @abc.abstractmethod
+    def _numbers(self) -> tuple[dict[str, list[Any]], str]:
+        """What `repr` shows of a single posterior with NumPy's arrays for leaves: the first
+        entries of every leaf, by name, and a remark."""
+
+    @abc.abstractmethod
+    def _marginals(self) -> list[Any]:
+        """`marginals`, leaf by leaf."""
+
+    @abc.abstractmethod
     def entropy(self) -> Float[Array, "*batch"]:
         """−E_q[log q(θ)], in nats."""
 
@@ -120,6 +148,17 @@ class AbstractExponentialFamily(AbstractPosterior):
     def blend(self) -> "AbstractExponentialFamily":
         """q itself."""
         return self
+
+    def marginals(self) -> PyTree:
+        """The distribution of every entry of θ by itself: a pytree shaped as θ with distributions
+        of `scipy.stats` for leaves (`.pdf`, `.cdf`, `.ppf`), in float64. Not within `jax.jit`."""
+        if not is_concrete(self):
+            raise ValueError(
+                f"the marginals of a {type(self).__name__} are SciPy's, and it is being traced: "
+                "call this outside of `jax.jit`, `vmap` and `grad` (a batch maps by itself)."
+            )
+        proper = self._require_proper(self, "marginals")
+        return jax.tree.unflatten(self.layout.structure, proper._marginals())
 
     @property
     def batch_shape(self) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Beta posteriors of probabilities: λ = (a − 1, b − 1), T(π) = (log π, log(1 − π)) (FP A.2)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -12,16 +12,22 @@ from bayesmerge.families.checks import plain, require
 from bayesmerge.families.conjugate import (
     AbstractConjugateFamily,
     all_above,
+    concentrations_of,
     natural_concentrations,
     shift,
 )
 from bayesmerge.families.dirichlet import (
+    beta_marginal,
+    beta_std,
+    beta_variance,
     dirichlet_divergence,
     dirichlet_entropy,
     dirichlet_log_partition,
     dirichlet_log_prob,
 )
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.marginals import in_float64
+from bayesmerge.families.special import log_ratio
 
 
 class Beta(AbstractConjugateFamily):
@@ -115,7 +121,7 @@ class Beta(AbstractConjugateFamily):
         """
         if coordinates == "logit":
             a, b = self._require_proper(self, "mode").concentrations
-            return jax.tree.map(lambda x, y: jnp.log(x) - jnp.log(y), a, b)
+            return jax.tree.map(log_ratio, a, b)
         total = jax.tree.map(jnp.add, self.successes, self.failures)
         tolerance = -8 * jnp.finfo(self.layout.dtypes[0]).eps
         interior = all_above(tolerance, self.successes, self.failures) & all_above(0.0, total)
@@ -136,7 +142,20 @@ class Beta(AbstractConjugateFamily):
     def variance(self) -> PyTree:
         """Var[π] = ab/((a + b)²(a + b + 1))."""
         a, b = self._require_proper(self, "variance").concentrations
-        return jax.tree.map(lambda x, y: x * y / ((x + y) ** 2 * (x + y + 1)), a, b)
+        return jax.tree.map(beta_variance, a, b)
+
+    @over_batch
+    def std(self) -> PyTree:
+        a, b = self._require_proper(self, "standard deviation").concentrations
+        return jax.tree.map(beta_std, a, b)
+
+    def _numbers(self) -> tuple[dict[str, list[Any]], str]:
+        leaves = {"a": jax.tree.leaves(self.successes), "b": jax.tree.leaves(self.failures)}
+        return concentrations_of(leaves)
+
+    def _marginals(self) -> list[Any]:
+        counts = zip(in_float64(self.successes), in_float64(self.failures), strict=True)
+        return [beta_marginal(s + 1, f + 1) for s, f in counts]
 
     @over_batch_with_key
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> PyTree:

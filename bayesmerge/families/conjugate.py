@@ -7,6 +7,7 @@ float32 would lose them at counts of a thousand. Each family writes them out in 
 """
 
 import abc
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ from bayesmerge.families.base import (
 )
 from bayesmerge.families.checks import all_finite, require, require_finite
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.marginals import quantiles
+from bayesmerge.families.show import IMPROPER, first
 
 
 class AbstractConjugateFamily(AbstractExponentialFamily):
@@ -55,6 +58,10 @@ class AbstractConjugateFamily(AbstractExponentialFamily):
         at_boundary = self.log_density(theta) - self.log_partition()
         return jnp.where(inside, self._log_prob_inside(safe), at_boundary)
 
+    def quantile(self, p: ArrayLike | Sequence[Any]) -> PyTree:
+        marginals = jax.tree.leaves(self.marginals())
+        return quantiles(marginals, p, self.layout, len(self.batch_shape))
+
     def log_ratio(self, theta: PyTree, reference: PyTree) -> Float[Array, ""]:
         """⟨λ, T(θ) − T(θ')⟩."""
         return self.log_density(theta) - self.log_density(reference)
@@ -85,6 +92,13 @@ def _product(natural: Array, statistic: Array) -> Array:
 def shift(tree: PyTree, by: float) -> PyTree:
     """Every leaf plus `by`: between concentrations a and natural parameters a − 1."""
     return jax.tree.map(lambda x: x + by, tree)
+
+
+def concentrations_of(counts: dict[str, list[Any]]) -> tuple[dict[str, list[Any]], str]:
+    """The first a of every leaf of a − 1, and whether they are improper."""
+    proper = all((x > -1).all() for leaves in counts.values() for x in leaves)
+    columns = {name: [first(x) + 1 for x in leaves] for name, leaves in counts.items()}
+    return columns, "" if proper else IMPROPER
 
 
 def natural_concentrations(name: str, family: str, *trees: PyTree) -> tuple[Any, Layout]:

@@ -1,17 +1,19 @@
 """Diagonal Gaussians: a precision for every parameter, Λ = diag(τ)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from bayesmerge.families.base import over_batch, sum_leaves
 from bayesmerge.families.checks import require_finite
 from bayesmerge.families.full import FullGaussian
-from bayesmerge.families.gaussian import AbstractGaussian, excess_ratio, require_positive
+from bayesmerge.families.gaussian import AbstractGaussian, entrywise_numbers, require_positive
 from bayesmerge.families.layout import Layout, as_arrays
+from bayesmerge.families.special import excess
 
 
 class DiagonalGaussian(AbstractGaussian):
@@ -92,6 +94,11 @@ class DiagonalGaussian(AbstractGaussian):
         precision = jnp.diag(self.layout.ravel(self.precision))
         return FullGaussian(linear=self.linear, precision=precision, layout=self.layout)
 
+    def _numbers(self) -> tuple[dict[str, list[Any]], str]:
+        precision = jax.tree.leaves(self.precision)
+        proper = all(x.size == 0 or (x.min() > 0 and x.max() < np.inf) for x in precision)
+        return entrywise_numbers(jax.tree.leaves(self.linear), precision, proper)
+
     def _unchecked_factor(self) -> PyTree:
         return self.precision
 
@@ -114,8 +121,7 @@ class DiagonalGaussian(AbstractGaussian):
         return jax.tree.map(lambda x: 1 / x, factor)
 
     def _spread_divergence(self, factor: PyTree, other: "DiagonalGaussian") -> Float[Array, ""]:
-        excess = jax.tree.map(lambda x, y: jnp.sum(excess_ratio(y / x)), factor, other.precision)
-        return sum_leaves(excess)
+        return sum_leaves(jax.tree.map(lambda x, y: jnp.sum(excess(y, x)), factor, other.precision))
 
 
 def _mean_and_diagonal(mean: PyTree, precision: PyTree) -> tuple[PyTree, PyTree, Layout]:

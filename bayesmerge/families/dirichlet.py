@@ -1,5 +1,7 @@
 """Dirichlet posteriors of probability vectors: λ = a − 1, T(p) = log p."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,15 +13,20 @@ from bayesmerge.families.checks import plain, require
 from bayesmerge.families.conjugate import (
     AbstractConjugateFamily,
     all_above,
+    concentrations_of,
     natural_concentrations,
     shift,
 )
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.marginals import in_float64
 from bayesmerge.families.special import (
+    excess,
     gamma_entropy,
-    log1p_excess,
-    log_gamma_divergence,
+    gamma_remainders,
     log_peak,
+    ratio_excess,
+    smaller_difference,
+    sum_of_others,
 )
 
 
@@ -129,14 +136,21 @@ class Dirichlet(AbstractConjugateFamily):
 
     @over_batch
     def variance(self) -> PyTree:
-        """Var[p] = m(1 − m)/(Σa + 1), m = a/Σa."""
+        """Var[p_k] = m_k(1 − m_k)/(Σa + 1), m = a/Σa and 1 − m_k = Σ_{j≠k} a_j/Σa."""
         a = self._require_proper(self, "variance").concentrations
+        return jax.tree.map(lambda x: beta_variance(x, sum_of_others(x)), a)
 
-        def leaf(x: Array) -> Array:
-            total = jnp.sum(x, -1, keepdims=True)
-            return x / total * (1 - x / total) / (total + 1)
+    @over_batch
+    def std(self) -> PyTree:
+        a = self._require_proper(self, "standard deviation").concentrations
+        return jax.tree.map(lambda x: beta_std(x, sum_of_others(x)), a)
 
-        return jax.tree.map(leaf, a)
+    def _numbers(self) -> tuple[dict[str, list[Any]], str]:
+        return concentrations_of({"a": jax.tree.leaves(self.counts)})
+
+    def _marginals(self) -> list[Any]:
+        a = [counts + 1 for counts in in_float64(self.counts)]
+        return [beta_marginal(x, sum_of_others(x)) for x in a]
 
     @over_batch_with_key
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> PyTree:
@@ -149,16 +163,19 @@ class Dirichlet(AbstractConjugateFamily):
 
 
 def dirichlet_log_prob(p: Float[Array, "*B K"], a: Float[Array, "*B K"]) -> Float[Array, ""]:
-    """Σ [a_k log p_k − log p_k − log Γ(a_k)] + log Γ(Σa), around p = a/Σa."""
+    """Σ [a_k log p_k − log p_k − log Γ(a_k)] + log Γ(Σa), around p = a/Σa: a_k excess(p_kΣa, a_k)
+    with p_kΣa − a_k = p_kΣ_{j≠k} a_j − a_kΣ_{j≠k} p_j."""
     total = jnp.sum(a, -1, keepdims=True)
-    away = a * log1p_excess((total * p - a) / a)
+    change = p * (sum_of_others(a) / a) - sum_of_others(p)
+    away = a * ratio_excess(p * (total / a), change)
     return jnp.sum(log_peak(a) - away - jnp.log(p)) - jnp.sum(log_peak(total))
 
 
 def dirichlet_log_partition(a: Float[Array, "*B K"]) -> Float[Array, ""]:
     """Σ log Γ(a_k) − log Γ(Σa), without the terms that cancel."""
     total = jnp.sum(a, -1, keepdims=True)
-    return jnp.sum(a * jnp.log(a / total) - log_peak(a)) + jnp.sum(log_peak(total))
+    log_share = -jnp.logaddexp(0, jnp.log(sum_of_others(a)) - jnp.log(a))
+    return jnp.sum(a * log_share - log_peak(a)) + jnp.sum(log_peak(total))
 
 
 def dirichlet_entropy(a: Float[Array, "*B K"]) -> Float[Array, ""]:
@@ -168,6 +185,38 @@ def dirichlet_entropy(a: Float[Array, "*B K"]) -> Float[Array, ""]:
 
 
 def dirichlet_divergence(a: Float[Array, "*B K"], b: Float[Array, "*B K"]) -> Float[Array, ""]:
-    """Σ D(a_k, b_k) − D(Σa, Σb), D the Bregman divergence of log Γ."""
-    parts = jnp.sum(log_gamma_divergence(a, b))
-    return parts - jnp.sum(log_gamma_divergence(jnp.sum(a, -1), jnp.sum(b, -1)))
+    """Σ D(a_k, b_k) − D(A, B), D the Bregman divergence of log Γ, A = Σa and B = Σb.
+
+    With Stirling's series D(a, b) = b log(b/a) − (b − a) + ½ excess(b, a) + remainders, and the
+    first terms are Σ b_k excess(a_k/A, b_k/B), all positive, where
+    (a_kB)/(b_kA) − 1 = (a_k Σ_{j≠k} b_j − b_k Σ_{j≠k} a_j)/(b_kA), or, which has smaller terms
+    where a and b are nearly equal, the same with b − a in the place of b.
+    """
+    A, B = jnp.sum(a, -1, keepdims=True), jnp.sum(b, -1, keepdims=True)
+    share, others = a / A, sum_of_others(a) / A
+
+    def terms(x: Array) -> tuple[Array, Array]:
+        return share * (sum_of_others(x) / b), others * (x / b)
+
+    change = smaller_difference(terms(b - a), terms(b))
+    shares = b * ratio_excess(share * (B / b), change)
+    parts = shares + 0.5 * excess(b, a) + gamma_remainders(a, b)
+    return jnp.sum(parts) - jnp.sum(0.5 * excess(B, A) + gamma_remainders(A, B))
+
+
+def beta_variance(a: Array, b: Array) -> Array:
+    """ab/((a + b)²(a + b + 1)), without numbers larger than a + b."""
+    total = a + b
+    return (a / total) * (b / total) / (total + 1)
+
+
+def beta_std(a: Array, b: Array) -> Array:
+    """The root of `beta_variance`, also where that is too small a number."""
+    total = a + b
+    return jnp.sqrt(a / total) * jnp.sqrt(b / total) / jnp.sqrt(total + 1)
+
+
+def beta_marginal(a: Any, b: Any) -> Any:
+    import scipy.stats
+
+    return scipy.stats.beta(a, b)

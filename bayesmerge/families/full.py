@@ -1,16 +1,24 @@
 """Full Gaussians: any positive-definite precision Λ over the flattened parameters."""
 
-from typing import ClassVar
+import itertools
+import math
+from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from bayesmerge.families.base import over_batch
 from bayesmerge.families.checks import all_finite, require, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
+from bayesmerge.families.show import IMPROPER, first
 from bayesmerge.linear_algebra import cho_solve, cholesky, eigh, solve_triangular
+
+MOST_PRINTED = 1000
+"""Parameters of which `repr` factorises a precision."""
 
 
 class FullGaussian(AbstractGaussian):
@@ -99,6 +107,27 @@ class FullGaussian(AbstractGaussian):
     def covariance(self) -> Float[Array, "*batch P P"]:
         """Λ⁻¹, shape (P, P)."""
         return self._covariance(self._factor("covariance"))
+
+    def _numbers(self) -> tuple[dict[str, list[Any]], str]:
+        from scipy.linalg.lapack import dtrtri
+
+        eta = jax.tree.leaves(self.linear)
+        ends = np.cumsum([0, *map(math.prod, self.layout.shapes)])
+
+        def by_leaf(vector: Any) -> list[Any]:
+            return [first(vector[a:b]) for a, b in itertools.pairwise(ends)]
+
+        diagonal = by_leaf(np.diag(self.precision))
+        naturals = {"linear": [first(x) for x in eta], "precision": diagonal}
+        if self.layout.size > MOST_PRINTED:
+            return naturals, f"mean and sd are not printed of more than {MOST_PRINTED} parameters"
+        try:
+            factor = np.linalg.cholesky(self.precision.astype(float))
+        except np.linalg.LinAlgError:
+            return naturals, IMPROPER
+        root, _ = dtrtri(factor, lower=1)
+        mean = root.T @ (root @ np.concatenate([x.reshape(-1) for x in eta]))
+        return {"mean": by_leaf(mean), "sd": by_leaf(np.sqrt(np.sum(root**2, axis=0)))}, ""
 
     def _unchecked_factor(self) -> Float[Array, "P P"]:
         return cholesky(self.precision)

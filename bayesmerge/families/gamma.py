@@ -1,11 +1,11 @@
 """Gamma posteriors of positive rates: λ = (a − 1, b), T(x) = (log x, −x)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import gammaln
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
@@ -13,16 +13,22 @@ from bayesmerge.families.checks import plain, require
 from bayesmerge.families.conjugate import (
     AbstractConjugateFamily,
     all_above,
+    concentrations_of,
     natural_concentrations,
     positive_leaves,
     shift,
 )
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.marginals import in_float64
+from bayesmerge.families.show import IMPROPER, first
 from bayesmerge.families.special import (
+    excess,
     gamma_entropy,
-    log1p_excess,
-    log_gamma_divergence,
+    gamma_remainders,
     log_peak,
+    log_ratio,
+    ratio_excess,
+    smaller_difference,
 )
 
 
@@ -82,7 +88,7 @@ class Gamma(AbstractConjugateFamily):
     def log_partition(self) -> Float[Array, "*batch"]:
         """A(λ) = log Γ(a) − a log b."""
         q = self._require_proper(self, "log-partition")
-        return _total(lambda a, b: gammaln(a) - a * jnp.log(b), q.shape, q.rate)
+        return _total(lambda a, b: a * (log_ratio(a, b) - 1) - log_peak(a), q.shape, q.rate)
 
     @over_batch
     def entropy(self) -> Float[Array, "*batch"]:
@@ -92,16 +98,21 @@ class Gamma(AbstractConjugateFamily):
 
     def _log_prob_inside(self, theta: PyTree) -> Float[Array, ""]:
         def leaf(x: Array, a: Array, b: Array) -> Array:
-            return log_peak(a) - a * log1p_excess((b * x - a) / a) - jnp.log(x)
+            return log_peak(a) - a * excess(b * x, a) - jnp.log(x)
 
         q = self._require_proper(self, "normalised density")
         return _total(leaf, theta, q.shape, q.rate)
 
     def _kl_divergence(self, other: "Gamma") -> Float[Array, ""]:
+        """a' excess(m, m') + ½ excess(a', a) + remainders, a' and b' of `other`, m = a/b and
+        m' = a'/b' the means: Stirling's series for log Γ, all large terms of which are positive."""
+
         def leaf(a: Array, b: Array, other_a: Array, other_b: Array) -> Array:
-            ratio = (other_b - b) / b
-            scale = a * log1p_excess(ratio) - (other_a - a) * jnp.log1p(ratio)
-            return log_gamma_divergence(a, other_a) + scale
+            ratio = (a / other_a) * (other_b / b)
+            near = (a / other_a) * ((other_b - b) / b), (other_a - a) / other_a
+            change = smaller_difference(near, (ratio, jnp.ones_like(ratio)))
+            means = other_a * ratio_excess(ratio, change)
+            return means + 0.5 * excess(other_a, a) + gamma_remainders(a, other_a)
 
         p, q = (g._require_proper(g, "divergence") for g in (self, other))
         return _total(leaf, p.shape, p.rate, q.shape, q.rate)
@@ -133,7 +144,24 @@ class Gamma(AbstractConjugateFamily):
     def variance(self) -> PyTree:
         """Var[x] = a/b²."""
         q = self._require_proper(self, "variance")
-        return jax.tree.map(lambda a, b: a / b**2, q.shape, q.rate)
+        return jax.tree.map(lambda a, b: a / b / b, q.shape, q.rate)
+
+    @over_batch
+    def std(self) -> PyTree:
+        q = self._require_proper(self, "standard deviation")
+        return jax.tree.map(lambda a, b: jnp.sqrt(a) / b, q.shape, q.rate)
+
+    def _numbers(self) -> tuple[dict[str, list[Any]], str]:
+        columns, note = concentrations_of({"shape": jax.tree.leaves(self.events)})
+        rates = jax.tree.leaves(self.rate)
+        proper = not note and all((rate > 0).all() for rate in rates)
+        return columns | {"rate": [first(x) for x in rates]}, "" if proper else IMPROPER
+
+    def _marginals(self) -> list[Any]:
+        import scipy.stats
+
+        pairs = zip(in_float64(self.events), in_float64(self.rate), strict=True)
+        return [scipy.stats.gamma(events + 1, 0.0, 1 / rate) for events, rate in pairs]
 
     @over_batch_with_key
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> PyTree:

@@ -6,13 +6,13 @@ adds both, which is FP-10: the mode of Π N(θ_t, H_t⁻¹)^{α_t} is (Σ α_t H
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import (
     AbstractExponentialFamily,
@@ -23,6 +23,8 @@ from bayesmerge.families.base import (
     tree_dot,
 )
 from bayesmerge.families.checks import require, require_finite
+from bayesmerge.families.marginals import in_float64, normal_quantile
+from bayesmerge.families.show import IMPROPER, first
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -116,6 +118,29 @@ class AbstractGaussian(AbstractExponentialFamily):
     def variance(self) -> PyTree:
         """The diagonal of Λ⁻¹, in the shape of θ."""
         return self._marginal_variance(self._factor("variance"))
+
+    @over_batch
+    def std(self) -> PyTree:
+        return jax.tree.map(jnp.sqrt, self._marginal_variance(self._factor("standard deviation")))
+
+    @over_batch
+    def quantile(self, p: ArrayLike | Sequence[Any]) -> PyTree:
+        """μ + Φ⁻¹(p) √Var, as every family; within `jax.jit` too."""
+        factor = self._factor("quantile")
+        z = normal_quantile(p)
+        mean, variance = self._solve(factor, self.linear), self._marginal_variance(factor)
+
+        def of(m: Array, v: Array) -> Array:
+            steps = jnp.asarray(z, m.dtype).reshape(z.shape + (1,) * m.ndim)
+            return m[(None,) * z.ndim] + steps * jnp.sqrt(v)[(None,) * z.ndim]
+
+        return jax.tree.map(of, mean, variance)
+
+    def _marginals(self) -> list[Any]:
+        import scipy.stats
+
+        moments = zip(in_float64(self.mean()), in_float64(self.std()), strict=True)
+        return [scipy.stats.norm(mean, std) for mean, std in moments]
 
     @over_batch
     def log_partition(self) -> Float[Array, "*batch"]:
@@ -217,13 +242,19 @@ class AbstractGaussian(AbstractExponentialFamily):
         return tree_dot(difference, self.multiply(difference))
 
 
-def excess_ratio(ratio: Array) -> Array:
-    """r − 1 − log r, accurate near r = 1."""
-    return ratio - 1 - jnp.log1p(ratio - 1)
-
-
 def require_positive(precision: PyTree) -> PyTree:
     precision = require_finite(precision, "precision")
     smallest = jnp.min(jnp.stack([jnp.min(x) for x in jax.tree.leaves(precision)]))
     message = "precision must be positive in every entry for a proper posterior, and it is not."
     return require(precision, smallest > 0, message, lambda: f"The smallest entry is {smallest}.")
+
+
+def entrywise_numbers(
+    linear: list[Any], precision: list[Any], proper: bool
+) -> tuple[dict[str, list[Any]], str]:
+    """`_numbers` of a Gaussian with independent entries, `precision` as `linear` or scalars."""
+    eta, tau = ([first(x) for x in leaves] for leaves in (linear, precision))
+    if not proper:
+        return {"linear": eta, "precision": tau}, IMPROPER
+    mean = [e / t for e, t in zip(eta, tau, strict=True)]
+    return {"mean": mean, "sd": [0 * m + t**-0.5 for m, t in zip(mean, tau, strict=True)]}, ""

@@ -1,17 +1,19 @@
 """Isotropic Gaussians: one precision for all parameters, Λ = τI."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from bayesmerge.families.base import over_batch, tree_dot
 from bayesmerge.families.checks import require_finite
 from bayesmerge.families.diagonal import DiagonalGaussian
-from bayesmerge.families.gaussian import AbstractGaussian, excess_ratio, require_positive
+from bayesmerge.families.gaussian import AbstractGaussian, entrywise_numbers, require_positive
 from bayesmerge.families.layout import Layout, as_arrays
+from bayesmerge.families.special import excess
 
 
 class IsotropicGaussian(AbstractGaussian):
@@ -97,6 +99,10 @@ class IsotropicGaussian(AbstractGaussian):
         precision = jax.tree.unflatten(self.layout.structure, leaves)
         return DiagonalGaussian(linear=self.linear, precision=precision, layout=self.layout)
 
+    def _numbers(self) -> tuple[dict[str, list[Any]], str]:
+        linear, tau = jax.tree.leaves(self.linear), self.precision
+        return entrywise_numbers(linear, [tau] * len(linear), bool(0 < tau < np.inf))
+
     def _unchecked_factor(self) -> Array:
         return self.precision
 
@@ -118,4 +124,4 @@ class IsotropicGaussian(AbstractGaussian):
         return self._solve(factor, jax.tree.map(jnp.ones_like, self.linear))
 
     def _spread_divergence(self, factor: Array, other: "IsotropicGaussian") -> Float[Array, ""]:
-        return self.layout.size * excess_ratio(other.precision / factor)
+        return self.layout.size * excess(other.precision, factor)

@@ -36,6 +36,10 @@ class Layout:
         dtypes = tuple(jnp.result_type(leaf).name for _, leaf in leaves)
         return cls(structure, names, shapes, dtypes)
 
+    def __repr__(self) -> str:
+        shapes = dict(zip(self.names, self.shapes, strict=True))
+        return f"Layout of {self.size} parameters, {shapes}"
+
     def __reduce__(self) -> tuple[Any, ...]:
         skeleton = jax.tree.unflatten(self.structure, range(len(self.names)))
         return _rebuild, (skeleton, self.names, self.shapes, self.dtypes)

@@ -73,8 +73,9 @@ def _categorical_root(logits: Array, label: Array) -> Float[Array, "C C"]:
 
 
 def _bernoulli_root(logit: Array, label: Array) -> Float[Array, "C C"]:
-    p = jax.nn.sigmoid(jnp.atleast_1d(logit).ravel())
-    return jnp.diag(jnp.sqrt(p * (1 - p)))
+    """√(p(1 − p)), 1 − p that of the other class: p itself is 1 in float32 beyond logits of 17."""
+    logits = jnp.atleast_1d(logit).ravel()
+    return jnp.diag(jnp.sqrt(jax.nn.sigmoid(logits) * jax.nn.sigmoid(-logits)))
 
 
 def _gaussian_root(mean: Array, label: Array) -> Float[Array, "C C"]:

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import all_finite
+from bayesmerge.families.show import one_line
 from bayesmerge.files import other_kind, readable, whole, writable
 from bayesmerge.fingerprint import (
     PYTHON,
@@ -177,7 +178,7 @@ def run(
             f"num_steps is {num_steps}, and the fit to continue has taken {state.taken} already: "
             "num_steps counts those too."
         )
-    name = progress if isinstance(progress, str) else None
+    name = one_line(progress) if isinstance(progress, str) else None
     with tqdm(total=num_steps, initial=state.taken, desc=name, disable=not progress) as bar:
         keeping = contextlib.nullcontext() if file is None else file.kept()
         with keeping as keep:

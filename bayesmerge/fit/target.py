@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import is_concrete, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.show import number, safely
 from bayesmerge.fit.abstract_target import AbstractTarget, Loss, Statistic
 from bayesmerge.fit.likelihood import Likelihood, SupervisedLoss, as_likelihood
 from bayesmerge.fit.model_target import ModelTarget
@@ -57,6 +58,8 @@ class Target(AbstractTarget):
 
     Source: the ℓ_t of GM equations 5 to 7.
     """
+
+    __repr__ = safely(lambda target: _show(target))
 
     loss: Loss = eqx.field(static=True)
     data: Any
@@ -238,6 +241,8 @@ class JointTarget(AbstractTarget):
     Source: FP equation 1; GM equation 7.
     """
 
+    __repr__ = safely(lambda joint: _show_joint(joint))
+
     targets: list[Any]
     weights: Float[Array, " T"]
     prior: Prior
@@ -379,6 +384,21 @@ def _over_chunks(
     if whole == size:
         return total
     return _add(total, statistic(jax.tree.map(lambda x: x[whole:], data), jnp.asarray(whole)))
+
+
+def _show(target: Target) -> str:
+    likelihood = getattr(target.loss, "likelihood", None)
+    loss = getattr(target.loss, "__name__", type(target.loss).__name__)
+    streamed = target.is_streamed
+    count = "a stream of minibatches" if streamed else f"{target.num_examples} examples"
+    size = "1 example" if count == "1 examples" else count
+    prior = "" if target.prior is None else f", prior {type(target.prior).__name__}"
+    return f"Target of {size}: {getattr(likelihood, 'name', loss)}{prior}"
+
+
+def _show_joint(joint: JointTarget) -> str:
+    rows = [f"  {number(a)} × {t!r}" for a, t in zip(joint.weights, joint.targets, strict=True)]
+    return "\n".join([f"JointTarget of {len(rows)} tasks:", *rows])
 
 
 def batch_size(batch: PyTree) -> int:

@@ -2,16 +2,18 @@
 
 import functools
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import AbstractPosterior
 from bayesmerge.families.checks import all_finite, require
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.show import over, safely
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.expand import expand
 from bayesmerge.fit.optimise import find_mode
@@ -40,6 +42,8 @@ class Tilted(AbstractPosterior):
 
     Source: FP equation 5, with p_0 left as it is; Minka (2001) for the name.
     """
+
+    __repr__ = safely(lambda q: _show(q))
 
     factor: AbstractGaussian
     prior: AbstractTarget
@@ -100,6 +104,18 @@ class Tilted(AbstractPosterior):
         """`near`."""
         return self.near
 
+    def std(self) -> PyTree:
+        """√Var of `laplace()`, entry by entry, as draws are those of `laplace()`."""
+        return self.laplace().std()
+
+    def marginals(self) -> PyTree:
+        """Marginal distributions of `laplace()`, as of every family."""
+        return self.laplace().marginals()
+
+    def quantile(self, p: ArrayLike | Sequence[Any]) -> PyTree:
+        """Marginal quantiles of `laplace()`; `p` as of every family."""
+        return self.laplace().quantile(p)
+
     def sample(self, key: PRNGKeyArray, shape: int | tuple[int, ...] = ()) -> PyTree:
         """Draws of `laplace()`."""
         return self.laplace().sample(key, shape)
@@ -113,6 +129,11 @@ class Tilted(AbstractPosterior):
         if not isinstance(other, AbstractGaussian):
             return NotImplemented
         return self * other**-1.0
+
+
+def _show(posterior: Tilted) -> str:
+    head = f"Tilted {over(posterior.layout)}: a Gaussian factor under an exact prior, near"
+    return f"{head}\n{posterior.near!r}"
 
 
 def likelihood_factor(posterior: Any, prior: Any) -> Any:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from bayesmerge.families.checks import ConvergenceWarning, require
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.show import safely, table
 from bayesmerge.mixtures import starts as places
 from bayesmerge.mixtures.climb import Ridge, climbs, default_tolerance, is_single
 
@@ -33,6 +34,8 @@ class Maxima(eqx.Module):
     - `converged`: whether `gradient` is at most the tolerance, shape (S,). A start without any
       density has `log_density` −∞ and has not converged.
     """
+
+    __repr__ = safely(lambda found: _show(found))
 
     product: Any
     responsibilities: Float[Array, "*S R"]
@@ -76,6 +79,20 @@ class Maxima(eqx.Module):
 
     def _per_climb(self) -> tuple[Array, ...]:
         return self.log_density, self.gradient, self.steps, self.converged
+
+
+def _show(found: Maxima) -> str:
+    density, gradient, steps, converged = (np.atleast_1d(np.asarray(x)) for x in found._per_climb())
+    head = f"Maxima: {converged.sum()} of {converged.size} climbs converged, shape {density.shape}"
+    if density.ndim > 1:
+        return head
+    columns = {
+        "log density": density,
+        "gradient": gradient,
+        "steps": steps,
+        "converged": ["yes" if x else "no" for x in converged],
+    }
+    return f"{head}\n{table(columns, [str(i) for i in range(len(density))])}"
 
 
 @eqx.filter_jit

@@ -13,6 +13,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray, PyTree
 from bayesmerge.families.base import AbstractExponentialFamily
 from bayesmerge.families.checks import is_concrete, require, require_finite
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.marginals import quantiles
+from bayesmerge.families.show import safely, show_mixture
+from bayesmerge.mixtures.marginal import MixtureMarginal
 from bayesmerge.mixtures.maxima import MAX_STEPS, Maxima, Starts
 from bayesmerge.mixtures.product import AbstractLazyPosterior, Product
 from bayesmerge.mixtures.reduction import merge_pairs, nearest_member
@@ -44,6 +47,8 @@ class Mixture(AbstractLazyPosterior):
 
     Source: FP equation 11.
     """
+
+    __repr__ = safely(show_mixture)
 
     log_weights: Float[Array, " K"]
     components: Any
@@ -141,17 +146,55 @@ class Mixture(AbstractLazyPosterior):
 
     def mean(self) -> PyTree:
         """E[θ] = Σ_k π_k μ_k."""
-        return jax.tree.map(lambda m: _average(self.weights, m), self.means)
+        return jax.tree.map(lambda m: m[0] + _average(self.weights, m - m[:1]), self.means)
 
     def variance(self) -> PyTree:
         """Var[θ] = Σ_k π_k (Var_k + (μ_k − E[θ])²), entry by entry."""
-        variances = _variances(self.components)
 
-        def total(variance: Array, means: Array) -> Array:
-            centre = _average(self.weights, means)
-            return _average(self.weights, variance + (means - centre[None]) ** 2)
+        def total(std: Array, means: Array) -> Array:
+            return _average(self.weights, std**2 + self._deviations(means) ** 2)
 
-        return jax.tree.map(total, variances, self.means)
+        return jax.tree.map(total, _stds(self.components), self.means)
+
+    def std(self) -> PyTree:
+        """√Var[θ], entry by entry."""
+
+        def total(std: Array, means: Array) -> Array:
+            away = self._deviations(means)
+            scale = jnp.max(jnp.maximum(std, jnp.abs(away)), axis=0)
+            parts = (std / scale[None]) ** 2 + (away / scale[None]) ** 2
+            return scale * jnp.sqrt(_average(self.weights, parts))
+
+        return jax.tree.map(total, _stds(self.components), self.means)
+
+    def _deviations(self, means: Array) -> Array:
+        """μ_k − E[θ], from differences of means: π sums to 1 only nearly."""
+        away = means - means[:1]
+        return away - _average(self.weights, away)[None]
+
+    def marginals(self) -> PyTree:
+        """The distribution of every entry of θ by itself: a pytree shaped as θ with mixtures of
+        distributions of `scipy.stats` for leaves (`pdf`, `cdf`, `ppf`), in float64. Not within
+        `jax.jit`."""
+        weights = np.asarray(self.weights, float)
+        kept = np.flatnonzero(weights)
+        parts = jax.tree.map(lambda x: x[kept], self.components).marginals()
+        layout = self.layout
+        leaves = [
+            MixtureMarginal(weights[kept] / weights[kept].sum(), part, len(shape))
+            for part, shape in zip(jax.tree.leaves(parts), layout.shapes, strict=True)
+        ]
+        return jax.tree.unflatten(layout.structure, leaves)
+
+    def quantile(self, p: ArrayLike | Sequence[Any]) -> PyTree:
+        """The value below which an entry of θ lies with probability p, for every entry by itself.
+
+        - `p`: probabilities in [0, 1], of any shape, which the result has in front of every
+          leaf's own.
+
+        **Raises** `ValueError` for p outside of [0, 1]. Not within `jax.jit`.
+        """
+        return quantiles(jax.tree.leaves(self.marginals()), p, self.layout)
 
     def sample(self, key: PRNGKeyArray, shape: int | tuple[int, ...] = ()) -> PyTree:
         """Independent draws θ ~ q, `shape` in front of every leaf's own shape."""
@@ -232,8 +275,8 @@ def _require_count(count: int) -> None:
 
 
 @eqx.filter_jit
-def _variances(components: Any) -> PyTree:
-    return jax.lax.map(lambda q: q.variance(), components)
+def _stds(components: Any) -> PyTree:
+    return jax.lax.map(lambda q: q.std(), components)
 
 
 @eqx.filter_jit

@@ -23,6 +23,7 @@ from bayesmerge.families.checks import (
 )
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.show import safely, show_product
 from bayesmerge.mixtures.climb import is_single, minorizer, repeat
 from bayesmerge.mixtures.expansion import Expansion
 from bayesmerge.mixtures.information import Structure, laplace_at
@@ -98,6 +99,8 @@ class Product(AbstractLazyPosterior):
 
     Source: FP equations 5, 12 and 14.
     """
+
+    __repr__ = safely(show_product)
 
     factors: list[Any]
     exponents: Float[Array, "*A T"]
@@ -224,6 +227,19 @@ class Product(AbstractLazyPosterior):
             raise ValueError(f"structure is '{structure}', and it must be 'full' or 'diagonal'.")
         theta = self.mode() if params is None else params
         return laplace_at(self.factors, self.exponents, theta, structure)
+
+    def std(self) -> PyTree:
+        """√Var[θ], entry by entry, of the product multiplied out (see `expand`)."""
+        return self._multiplied_out().std()
+
+    def quantile(self, p: ArrayLike | Sequence[Any]) -> PyTree:
+        """Marginal quantiles, as of a `Mixture`, of the product multiplied out (see `expand`);
+        where it cannot be, those of draws: `jax.tree.map(lambda x: jnp.quantile(x, p, axis=0),
+        product.sample(key, 4000))`."""
+        return self._multiplied_out().quantile(p)
+
+    def _multiplied_out(self) -> Any:
+        return self.expand() if self.has_mixtures() else self.blend()
 
     def sample(self, key: PRNGKeyArray, shape: int | tuple[int, ...] = ()) -> PyTree:
         r"""Exact independent draws θ ~ p, by rejection: for α ≤ 1,

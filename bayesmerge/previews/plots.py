@@ -1,16 +1,22 @@
-"""Pictures of one or several previews beside each other, into matplotlib axes.
+"""Pictures of posteriors, and of one or several previews beside each other, into matplotlib axes.
 
-Several are a mapping from names to previews of the same tasks; `reference` names the one that the
-others predict, such as joint training. Every function takes `metric`, an aggregate as
-`Preview.best` does, and axes to draw in, by default new ones; `explore` writes a page instead.
+`densities` draws posteriors, all else previews. Several are a mapping from names to previews of
+the same tasks; `reference` names the one that the others predict, such as joint training. Every
+function takes `metric`, an aggregate as `Preview.best` does, and axes to draw in, by default new
+ones; `explore` writes a page instead.
+
+Names are drawn as they are written: `$` and `_` mean nothing. `plt.style.use("bayesmerge.style")`
+is the style of the tutorials.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
+from bayesmerge.previews import densities as _densities
 from bayesmerge.previews import pictures
 from bayesmerge.previews.explorer import explore
 from bayesmerge.previews.result import Aggregate, Preview
@@ -18,7 +24,83 @@ from bayesmerge.previews.result import Aggregate, Preview
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["explore", "fronts", "histogram", "pairs", "parallel_coordinates", "slices", "ternaries"]
+__all__ = [
+    "densities",
+    "explore",
+    "fronts",
+    "histogram",
+    "pairs",
+    "parallel_coordinates",
+    "slices",
+    "ternaries",
+]
+
+
+def densities(
+    posteriors: Any,
+    axes: "Iterable[Axes] | None" = None,
+    *,
+    names: Iterable[str] | None = None,
+    model: Any = None,
+) -> "list[Axes]":
+    """The marginal density of every entry of θ, a panel each, of one posterior or of several, such
+    as those of the tasks and their merge; the last is filled.
+
+    - `posteriors`: a posterior, or a mapping from names to posteriors over the same θ. Those
+      without marginals in closed form (products of mixtures) are drawn from 20,000 draws.
+    - `names`: of entries, such as `"w[3]"`, or of leaves, for all of theirs; by default the first
+      12 entries, and the figure says how many there are.
+    - `model`: a `bayesmerge.numpyro.Model`, such as `Target.from_numpyro(…).model`: draws the
+      sites in their own units, from draws.
+    - `axes`: one for each entry, or new ones. In given axes the lines are labelled, and the legend
+      is yours to place.
+
+    **Returns** the axes.
+
+    **Raises** `ValueError` for batches, posteriors over different θ, names that are no entries, and
+    improper posteriors.
+
+    ```python
+    >>> import jax.numpy as jnp, bayesmerge as bm
+    >>> beta = bm.Beta.from_concentrations
+    >>> coins = {"a": beta(3.0, 2.0), "b": beta(5.0, 2.0)}
+    >>> coins["merged"] = bm.merge(coins, [1.0, 1.0])
+    >>> [ax.get_xlabel() for ax in bm.plots.densities(coins)]
+    ['theta']
+
+    ```
+    """
+    by_name = dict(posteriors) if isinstance(posteriors, Mapping) else {"posterior": posteriors}
+    first = _require_same_layout(by_name)
+    if model is None:
+        entries, remark = _densities.chosen(_densities.leaves_of(first.layout), names)
+        curves = {name: _densities.curves(q, entries) for name, q in by_name.items()}
+    else:
+        key, count = jax.random.key(0), _densities.NUM_DRAWS
+        draws = {name: model.draws(q, key, count) for name, q in by_name.items()}
+        leaves = _densities.leaves_of_sites(next(iter(draws.values())))
+        entries, remark = _densities.chosen(leaves, names)
+        curves = {name: _densities.site_curves(x, entries) for name, x in draws.items()}
+    return pictures.densities(axes, curves, [e.name for e in entries], remark)
+
+
+def _require_same_layout(posteriors: Mapping[str, Any]) -> Any:
+    if not posteriors:
+        raise ValueError("posteriors is empty: there is nothing to draw.")
+    first_name, first = next(iter(posteriors.items()))
+    for name, q in posteriors.items():
+        if not hasattr(q, "log_density"):
+            raise TypeError(
+                f"posterior '{name}' is a {type(q).__name__}: give a posterior, or posteriors by "
+                "name, as {'merged': q}."
+            )
+        if getattr(q, "batch_shape", ()):
+            raise ValueError(
+                f"posterior '{name}' is a batch of {q.batch_shape}: draw one of its members, such "
+                "as `jax.tree.map(lambda x: x[0], q)`."
+            )
+        first.layout.require_same(q.layout, f"'{first_name}' and '{name}'")
+    return first
 
 
 def ternaries(

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
+from bayesmerge.families.show import one_line
 from bayesmerge.fingerprint import PYTHON, as_fingerprint, differences, fingerprint, settled
 from bayesmerge.previews.file import Table, read, require_storable, writable, write
 from bayesmerge.previews.measure import Means, Measured, ModelAt, measure
@@ -124,7 +125,7 @@ def fill(record: Record, parts: Iterable[Part], means: Means, progress: bool | s
     from tqdm import tqdm
 
     found = record.table.found
-    name = progress if isinstance(progress, str) else None
+    name = one_line(progress) if isinstance(progress, str) else None
     bar = tqdm(total=len(found), desc=name, disable=not progress, unit=" weightings")
     with bar, record.kept() as keep:
         bar.update(int(found.sum()))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float
 
+from bayesmerge.families.show import one_line, table
 from bayesmerge.previews import file, pictures
 from bayesmerge.previews.comparison import Comparison, compared
 from bayesmerge.previews.front import Front, best_row, front, hypervolume
@@ -80,8 +81,20 @@ class Preview:
                 )
 
     def __repr__(self) -> str:
-        what = f"{len(self.weights)} weightings of {', '.join(self.tasks)}"
-        return f"Preview({what}; metrics {', '.join(self.metrics)})"
+        better = "higher" if self.higher_is_better else "lower"
+        tasks = ", ".join(map(one_line, self.tasks))
+        head = f"Preview of {len(self.weights)} weightings of {tasks} ({better} is better)"
+        known = {name: x for name, x in self.metrics.items() if not np.isnan(x).all()}
+        rows = {name: best_row(x, self.higher_is_better) for name, x in known.items()}
+        columns: dict[str, list[Any]] = {
+            "best": [self.metrics[name][row] for name, row in rows.items()],
+            "worst": [
+                (np.nanmin if self.higher_is_better else np.nanmax)(x) for x in known.values()
+            ],
+        }
+        for t, task in enumerate(self.tasks):
+            columns[f"weight of {task}"] = [self.weights[row, t] for row in rows.values()]
+        return f"{head}\n{table(columns, list(rows))}"
 
     @classmethod
     def of(cls, table: file.Table) -> "Preview":
@@ -260,6 +273,12 @@ class Preview:
         """All of it with named axes: the metrics and α over `weighting` (and `task`)."""
         import xarray as xr
 
+        reserved = {"weights", "task", "weighting"} & {*self.metrics, *self.details}
+        if reserved:
+            raise ValueError(
+                f"the metrics {sorted(reserved)} have names that the dataset uses itself: give "
+                "them other names."
+            )
         variables: dict[str, Any] = {
             name: ("weighting", np.asarray(values))
             for name, values in (dict(self.metrics) | dict(self.details)).items()

@@ -2,6 +2,7 @@
 
 from bayesmerge.previews.pictures.compare import front, histogram
 from bayesmerge.previews.pictures.curves import curve, curves, pairs
+from bayesmerge.previews.pictures.densities import densities
 from bayesmerge.previews.pictures.many import parallel_coordinates, profiles, slices
 from bayesmerge.previews.pictures.style import COLOURS
 from bayesmerge.previews.pictures.surface import draw
@@ -12,6 +13,7 @@ __all__ = [
     "CORNERS",
     "curve",
     "curves",
+    "densities",
     "draw",
     "front",
     "histogram",

@@ -16,6 +16,7 @@ from bayesmerge.previews.pictures.style import (
     line_style,
     previews_and_reference,
 )
+from bayesmerge.previews.pictures.text import VERBATIM, artist_label, as_written, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,16 +54,16 @@ def histogram(
         steps = StepPatch(
             height / len(values) if as_shares else height,
             edges,
-            label=f"{name} ({missing} NaN)" if missing else name,
+            label=artist_label(f"{name} ({missing} NaN)" if missing else name),
             **look,
         )
         ax.add_patch(steps)
     ax.autoscale_view()
     ax.set_ylim(bottom=0)
-    ax.set_xlabel(label)
+    ax.set_xlabel(wrapped(label, 60), **VERBATIM)
     ax.set_ylabel("share of weightings" if as_shares else "number of weightings")
     above: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
-    ax.legend(frameon=False, handlelength=3, ncols=min(len(drawn), 3), **above)
+    as_written(ax.legend(frameon=False, handlelength=3, ncols=min(len(drawn), 3), **above))
     return ax
 
 
@@ -110,7 +111,7 @@ def front(
         ax.plot(*points.T, linestyle="", markersize=3, zorder=1, markeredgewidth=0, **dots)
         known = points[~np.isnan(points).any(1)]
         edge = known[pareto_front(known, higher)][:: -1 if higher else 1] if len(known) else known
-        ax.step(*edge.T, where=where, label=name, zorder=2, **look)
+        ax.step(*edge.T, where=where, label=artist_label(name), zorder=2, **look)
         edges.append(edge)
     if zoom:
         ends = np.concatenate(edges)
@@ -120,7 +121,7 @@ def front(
         below, beyond = (margin, least) if higher else (least, margin)
         (left, bottom), (right, top) = ends.min(0) - below, ends.max(0) + beyond
         ax.set(xlim=(left, right), ylim=(bottom, top))
-    ax.set_xlabel(metrics[0])
-    ax.set_ylabel(metrics[1])
-    ax.legend(title="front", frameon=False)
+    ax.set_xlabel(wrapped(metrics[0], 60), **VERBATIM)
+    ax.set_ylabel(wrapped(metrics[1], 40), **VERBATIM)
+    as_written(ax.legend(title="front", frameon=False))
     return ax

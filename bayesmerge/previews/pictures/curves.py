@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from bayesmerge.families.show import one_line
 from bayesmerge.previews.pictures.style import (
     REFERENCE,
     Best,
@@ -18,8 +19,8 @@ from bayesmerge.previews.pictures.style import (
     panels,
     previews_and_reference,
     star,
-    wrapped,
 )
+from bayesmerge.previews.pictures.text import VERBATIM, artist_label, as_written, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,17 +47,18 @@ def curves(
     order = np.argsort(weights[:, 0])
     x = weights[order, 0]
     for index, (name, values) in enumerate(surfaces.items()):
-        ax.plot(x, values[order], label=name, **line_style(index))
+        ax.plot(x, values[order], label=artist_label(name), **line_style(index))
         if starred:
             _star(ax, x, values[order], best, colour(index))
-    if truth is not None:
-        ax.plot(x, truth[order], ".", color=REFERENCE, markersize=9, label=reference, zorder=1.9)
+    if truth is not None and reference is not None:
+        dots: dict[str, Any] = {"color": REFERENCE, "markersize": 9, "zorder": 1.9}
+        ax.plot(x, truth[order], ".", label=artist_label(reference), **dots)
         _star(ax, x, truth[order], best, "white")
     ax.margins(y=0.08)
-    ax.set_xlabel(_weight_of(tasks, 60))
-    ax.set_ylabel(label)
+    ax.set_xlabel(_weight_of(tasks, 60), **VERBATIM)
+    ax.set_ylabel(wrapped(label, 40), **VERBATIM)
     if len(values_by_name) > 1:
-        ax.legend(*_legend_entries(ax), frameon=False)
+        as_written(ax.legend(*_legend_entries(ax), frameon=False))
     return ax
 
 
@@ -104,7 +106,7 @@ def pairs(
         there = {name: np.asarray(values)[on_edge] for name, values in values_by_name.items()}
         two = (tasks[edge[0]], tasks[edge[1]])
         curves(ax, along, there, two, best, reference=reference, label=label)
-        ax.set_xlabel(_weight_of(two, 26))
+        ax.set_xlabel(_weight_of(two, 26), **VERBATIM)
         ax.set_xticks([0, 0.5, 1])
     limits = np.array([ax.get_ylim() for ax in drawn])
     for ax in drawn:
@@ -120,7 +122,8 @@ def pairs(
         figure = drawn[0].figure
         room = 11 * figure.bbox.width / figure.dpi
         ncols = max(1, min(len(names), int(room / (max(map(len, names)) + 7))))
-        figure.legend(handles, names, loc="outside upper center", ncols=ncols, frameon=False)
+        above: dict[str, Any] = {"loc": "outside upper center", "ncols": ncols, "frameon": False}
+        as_written(figure.legend(handles, names, **above))
     return drawn
 
 
@@ -173,6 +176,6 @@ def _legend_entries(ax: "Axes") -> tuple[list[Any], list[str]]:
 
 
 def _weight_of(tasks: tuple[str, ...], width: int) -> str:
-    first, second = tasks
+    first, second = map(one_line, tasks)
     weight, rest = f"weight of {first}", f"(the rest is {second})"
     return f"{wrapped(weight, width)}\n{wrapped(rest, width)}"

@@ -18,6 +18,12 @@ from bayesmerge.previews.pictures.style import (
     line_style,
     panels,
     star,
+)
+from bayesmerge.previews.pictures.text import (
+    VERBATIM,
+    artist_label,
+    as_written,
+    colour_bar,
     wrapped,
 )
 
@@ -40,10 +46,10 @@ def profiles(
         places, group = _groups(weights[:, t])
         seen = [g for g in range(len(places)) if not np.isnan(values[group == g]).all()]
         attained = [best(values[group == g]) for g in seen]
-        ax.plot(places[seen], attained, label=task, **line_style(t))
+        ax.plot(places[seen], attained, label=artist_label(task), **line_style(t))
     ax.set_xlabel("weight of the task")
-    ax.set_ylabel(f"best {label} over the other weights")
-    ax.legend(title="task", frameon=False)
+    ax.set_ylabel(wrapped(f"best {label} over the other weights", 60), **VERBATIM)
+    as_written(ax.legend(title="task", frameon=False))
 
 
 def parallel_coordinates(
@@ -100,13 +106,13 @@ def parallel_coordinates(
     ax.grid(False)
     ax.set_xlim(-0.1, len(tasks))
     ax.set_ylim(floor, ceiling)
-    ax.set_xticks(range(len(tasks)), [wrapped(task, 12) for task in tasks])
+    ax.set_xticks(range(len(tasks)), [wrapped(task, 12) for task in tasks], **VERBATIM)
     ax.set_xlabel("task")
     ax.set_ylabel("weight of the task")
     ax.spines[:].set_visible(False)
     scale_bar = ax.inset_axes((1.0, 0.0, 0.03, 1.0))
     scale_bar.grid(False)
-    ax.figure.colorbar(best_lines, cax=scale_bar, label=label)
+    colour_bar(ax.figure, best_lines, wrapped(label, 40), cax=scale_bar)
     return ax
 
 
@@ -147,22 +153,22 @@ def slices(
         ax.locator_params(nbins=3 if len(columns) < 6 else 2)
         limits.append((*ax.get_xlim(), *ax.get_ylim()))
         if not made or b == columns[-1]:
-            ax.set_xlabel(f"weight of\n{wrapped(tasks[a])}")
+            ax.set_xlabel(f"weight of\n{wrapped(tasks[a])}", **VERBATIM)
         if not made or a == columns[0]:
-            ax.set_ylabel(f"weight of\n{wrapped(tasks[b])}")
+            ax.set_ylabel(f"weight of\n{wrapped(tasks[b])}", **VERBATIM)
     ends = (np.min(limits), np.max(limits))
     for ax in drawn:
         ax.set(xlim=ends, ylim=ends)
-    title = f"best {label}\nover the other weights"
+    title = f"best {wrapped(label, 40)}\nover the other weights"
     grid = drawn[0].get_gridspec()
     if made and grid is not None and len(columns) > 2:
         blank = drawn[0].figure.add_subplot(grid[: len(columns) // 2, -1])
         blank.set_axis_off()
         bar = blank.inset_axes((0.0, 0.0, 0.12, 1.0))
         bar.grid(False)
-        bar.figure.colorbar(mesh, cax=bar, label=title)
+        colour_bar(bar.figure, mesh, title, cax=bar)
     else:
-        drawn[0].figure.colorbar(mesh, ax=drawn, label=title)
+        colour_bar(drawn[0].figure, mesh, title, ax=drawn)
     return drawn
 
 

@@ -1,6 +1,5 @@
 """What the pictures of previews share: axes, colours, which value is the best."""
 
-import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -117,8 +116,3 @@ def chosen_tasks(
             f"can be read for 2 to {most} tasks: name these as `chosen`."
         )
     return [tasks.index(name) for name in names]
-
-
-def wrapped(text: str, width: int = 16) -> str:
-    """A long name in several lines."""
-    return textwrap.fill(text, width, break_long_words=False)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from bayesmerge.families.show import one_line
 from bayesmerge.previews.pictures.style import (
     Best,
     best_row,
@@ -13,6 +14,12 @@ from bayesmerge.previews.pictures.style import (
     panels,
     previews_and_reference,
     star,
+)
+from bayesmerge.previews.pictures.text import (
+    VERBATIM,
+    artist_label,
+    as_written,
+    colour_bar,
     wrapped,
 )
 
@@ -72,7 +79,7 @@ def ternary(
     ax.set_xlim(-0.06, 1.06)
     ax.set_ylim(-0.12, HEIGHT + 0.1)
     if colorbar:
-        ax.figure.colorbar(filled, ax=ax, label=label, shrink=0.8)
+        colour_bar(ax.figure, filled, wrapped(label, 40), ax=ax, shrink=0.8)
     return filled
 
 
@@ -104,17 +111,23 @@ def ternaries(
     for ax, (name, values) in zip(drawn, surfaces.items(), strict=True):
         filled.append(ternary(ax, weights, values, tasks, best, **scale))
         if target is not None and name != reference:
-            ax.plot(*weights[target] @ CORNERS, label=f"best of {reference}", **_diamond())
-        ax.set_title(name, y=1.0, pad=-13)
+            ax.plot(
+                *weights[target] @ CORNERS,
+                label=artist_label(f"best of {one_line(reference or '')}"),
+                **_diamond(),
+            )
+        ax.set_title(wrapped(name, 24, 2), y=1.0, pad=-13, **VERBATIM)
         ax.set_ylim(*_room_for_text(tasks))
     reaching = max(filled, key=lambda contour: contour.extend == "both")
-    drawn[0].figure.colorbar(reaching, ax=drawn, label=label, shrink=0.9, aspect=18, pad=0.02)
+    place: dict[str, Any] = {"ax": drawn, "shrink": 0.9, "aspect": 18, "pad": 0.02}
+    colour_bar(drawn[0].figure, reaching, wrapped(label, 40), **place)
     if axes is None:
         marks = {m.get_label(): m for ax in drawn for m in ax.lines if m.get_marker() in ("*", "D")}
         if marks:
-            drawn[0].figure.legend(
+            legend = drawn[0].figure.legend(
                 handles=list(marks.values()), loc="outside lower center", ncols=2, frameon=False
             )
+            as_written(legend)
     return drawn
 
 
@@ -171,4 +184,4 @@ def _corner_labels(ax: "Axes", tasks: tuple[str, ...]) -> None:
         (0.5, HEIGHT + 0.04, "center", "bottom"),
     )
     for task, (x, y, across, vertical) in zip(tasks, places, strict=True):
-        ax.text(x, y, wrapped(task), ha=across, va=vertical, fontsize="medium")
+        ax.text(x, y, wrapped(task), ha=across, va=vertical, fontsize="medium", **VERBATIM)
