@@ -3,16 +3,15 @@
 `merge` is that line, and `remove` undoes a part of it.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from bayesmerge.families.base import AbstractExponentialFamily, AbstractPosterior
-from bayesmerge.families.checks import is_concrete
+from bayesmerge.families.checks import is_concrete, smallest
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.fit.abstract_target import AbstractTarget
@@ -21,8 +20,11 @@ from bayesmerge.mixtures.product import Product
 from bayesmerge.tasks import as_weights, named
 
 Q = TypeVar("Q", bound=AbstractExponentialFamily)
-Posteriors: TypeAlias = Sequence[Any] | Mapping[str, Any] | AbstractExponentialFamily
-Weights: TypeAlias = ArrayLike | Sequence[Any] | Mapping[str, Any]
+Posteriors: TypeAlias = Any
+"""A sequence of T posteriors, a mapping or pandas Series from task names, or a batch."""
+Weights: TypeAlias = Any
+"""An array, (T,) or (A, T), or what labels it with the tasks: a mapping, a Series, a data frame,
+a DataArray."""
 
 
 def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
@@ -39,8 +41,9 @@ def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
       Isotropic, diagonal and full Gaussians may be mixed.
       With a `Mixture` among them the result is a lazy `Product`, and its mode is found by EM.
     - `weights`: α, shape (T,), or (A, T) for a batch of A merged posteriors; with named tasks also
-      a mapping from the same names to scalars or to arrays (A,). Negative weights and Σα > 1 are
-      legitimate while the result stays proper.
+      what has the same names in any order: a mapping to scalars or to arrays (A,), a Series or
+      data frame, a DataArray. Negative weights and Σα > 1 are legitimate while the result stays
+      proper.
     - `prior`: p_0. `None` is a flat prior (γ plays no role): right when Σα = 1. Where it is not
       Gaussian, a target whose loss is −log p_0 (as that of `Target.from_numpyro`): it stays exact,
       and its expansion at the mode of q_t is divided out of each q_t.
@@ -164,10 +167,9 @@ def _require_feasible(merged: Any, qs: list[Any], alpha: Array, prior: Any) -> N
 def _smallest(merged: Any) -> str:
     if isinstance(merged, AbstractGaussian):
         kind = "eigenvalue" if isinstance(merged, FullGaussian) else "entry"
-        smallest = float(jnp.min(merged.smallest_precision()))
-        return f"the smallest {kind} of its precision is {smallest:.6g}"
-    smallest = min(jnp.min(leaf).item() for leaf in jax.tree.leaves(merged))
-    return f"its smallest natural parameter is {smallest:.6g}"
+        least = float(jnp.min(merged.smallest_precision()))
+        return f"the smallest {kind} of its precision is {least:.6g}"
+    return f"its smallest natural parameter is {smallest(merged).item():.6g}"
 
 
 def _remedy(qs: list[Any], alpha: Array, prior: Any) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
+from bayesmerge.arrays import to_numpy
 from bayesmerge.families.checks import (
     ConvergenceWarning,
     is_concrete,
@@ -172,6 +173,8 @@ def _groups(rows: Any, count: int) -> tuple[Int[Array, "G n"], bool]:
         return jnp.arange(count)[:, None], False
     if not is_concrete(rows):
         raise TypeError("rows must be known when a program is compiled: they are checked.")
+    if not isinstance(rows, (list, tuple)):
+        rows = to_numpy(rows, "rows")
     try:
         given = np.asarray(rows)
     except ValueError as error:
@@ -192,11 +195,10 @@ def _groups(rows: Any, count: int) -> tuple[Int[Array, "G n"], bool]:
             f"rows has dtype {given.dtype} and shape {given.shape}, and it must be indices (n,) or "
             "(G, n), or a mask (N,)."
         )
-    given = given.astype(np.int64)
     if given.min() < -count or given.max() >= count:
         worst = given.max() if given.max() >= count else given.min()
         raise ValueError(f"rows holds {worst}, and there are {count} rows, from 0 to {count - 1}.")
-    groups = np.atleast_2d(given % count)
+    groups = np.atleast_2d(given.astype(np.int64) % count)
     ordered = np.sort(groups, axis=1)
     twice = ordered[:, 1:] == ordered[:, :-1]
     if twice.any():

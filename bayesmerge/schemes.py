@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from bayesmerge.families.checks import require
+from bayesmerge.arrays import as_array
+from bayesmerge.families.checks import require, smallest
 from bayesmerge.families.diagonal import DiagonalGaussian
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
@@ -204,6 +205,8 @@ def task_removal(
 def _factor(mean: PyTree, precision: Any) -> AbstractGaussian:
     """exp(−½‖θ − mean‖²_precision), of the family that the shape of `precision` says."""
     mean, layout = as_arrays(mean, "params")
+    if jax.tree_util.all_leaves([precision]):
+        precision = as_array(precision, "precision", jnp.result_type(*layout.dtypes))
     shape = jnp.shape(precision) if jax.tree_util.all_leaves([precision]) else None
     family: type[IsotropicGaussian | DiagonalGaussian | FullGaussian] = DiagonalGaussian
     if shape == ():
@@ -227,6 +230,6 @@ def _factors(params: Any, precisions: Any) -> dict[str, AbstractGaussian]:
 def _require_not_negative(name: str, factor: AbstractGaussian) -> None:
     precision = factor.precision
     diagonal = jnp.diag(precision) if isinstance(factor, FullGaussian) else precision
-    smallest = jnp.min(jnp.stack([jnp.min(x) for x in jax.tree.leaves(diagonal)]))
+    least = smallest(diagonal)
     message = f"the precision or Fisher of task '{name}' must not be negative on its diagonal."
-    require(smallest, smallest >= 0, message, lambda: f"Its smallest entry is {smallest:.6g}.")
+    require(least, least >= 0, message, lambda: f"Its smallest entry is {least:.6g}.")

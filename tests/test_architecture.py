@@ -12,7 +12,7 @@ import bayesmerge as bm
 
 PACKAGE = Path(bm.__file__).parent
 FLOORS = (
-    ("linear_algebra",),
+    ("arrays", "keys", "linear_algebra"),
     ("families",),
     ("mixtures",),
     ("tasks", "fingerprint", "files"),

@@ -392,7 +392,7 @@ def test_data_of_a_supervised_target():
     target = bm.Target.supervised(lambda w, x: x @ w, "gaussian", {"x": jnp.ones((2, 1))})
     with pytest.raises(TypeError, match=r"a tuple \(inputs, labels\), and a batch is a dict"):
         bm.find_mode(target, start=jnp.zeros(1))
-    with pytest.raises(TypeError, match="data must be numbers"):
+    with pytest.raises(TypeError, match=r"data\[1\] must be numbers"):
         bm.Target(squared, (jnp.ones(2), np.array(["a", "b"])))
     listed = bm.Target(lambda w, batch: w * batch[0] - batch[1], (jnp.ones(2), [1.0, 2.0]))
     assert listed.total(jnp.array(1.0)) == -1

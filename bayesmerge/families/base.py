@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray, PyTree
 
-from bayesmerge.families.checks import is_concrete, require, require_finite
-from bayesmerge.families.layout import Layout
+from bayesmerge.arrays import as_array
+from bayesmerge.families.checks import is_concrete, require, require_finite, smallest
+from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.families.show import safely, show_family
+from bayesmerge.keys import as_key
 
 Q = TypeVar("Q", bound="AbstractExponentialFamily")
 T = TypeVar("T")
@@ -185,7 +187,7 @@ class AbstractExponentialFamily(AbstractPosterior):
         return self * other**-1.0
 
     def __pow__(self: Q, exponent: ArrayLike) -> Q:
-        exponent = jnp.asarray(exponent, float)
+        exponent = as_array(exponent, "exponent", float)
         if is_concrete(exponent):
             require_finite(exponent, "exponent")
         if exponent.shape not in ((), self.batch_shape):
@@ -197,10 +199,10 @@ class AbstractExponentialFamily(AbstractPosterior):
         return jax.tree.map(lambda leaf: _scale(leaf, exponent), self)
 
     def _theta(self, theta: PyTree) -> PyTree:
-        layout = Layout.of(theta)
+        theta, layout = as_arrays(theta)
         if layout.shapes != self.layout.shapes or layout.structure != self.layout.structure:
             self.layout.require_same(layout, "the posterior and theta (use jax.vmap for many θ)")
-        return jax.tree.map(jnp.asarray, theta)
+        return theta
 
     def _require_proper(self, tree: T, what: str, detail: Callable[[], str] | None = None) -> T:
         """`tree`, or an error that this posterior is improper and so has no `what`."""
@@ -211,8 +213,7 @@ class AbstractExponentialFamily(AbstractPosterior):
         )
 
         def natural() -> str:
-            smallest = min(jnp.min(leaf).item() for leaf in jax.tree.leaves(self))
-            return f"Its smallest natural parameter is {smallest:.6g}."
+            return f"Its smallest natural parameter is {smallest(self).item():.6g}."
 
         return require(tree, jnp.all(self.is_proper()), message, detail or natural)
 
@@ -239,6 +240,7 @@ def over_batch_with_key(method: Method) -> Method:
 
     @functools.wraps(method)
     def mapped(posterior: Any, key: PRNGKeyArray, shape: Any = ()) -> Any:
+        key = as_key(key)
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         if posterior.batch_shape:
             keys = jax.random.split(key, posterior.batch_shape[0])

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 T = TypeVar("T")
 
@@ -64,6 +64,18 @@ def plain(tree: PyTree) -> PyTree:
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(finite)) if finite else jnp.array(True)
+
+
+def smallest(tree: PyTree) -> Float[Array, ""]:
+    """The smallest entry of all leaves, ∞ where there is none."""
+    leaves = [jnp.min(x, initial=jnp.inf) for x in jax.tree.leaves(tree)]
+    return functools.reduce(jnp.minimum, leaves)
+
+
+def largest(tree: PyTree) -> Float[Array, ""]:
+    """The largest entry of all leaves, −∞ where there is none."""
+    leaves = [jnp.max(x, initial=-jnp.inf) for x in jax.tree.leaves(tree)]
+    return functools.reduce(jnp.maximum, leaves)
 
 
 def require_finite(tree: T, name: str) -> T:

@@ -7,23 +7,36 @@ float32 would lose them at counts of a thousand. Each family writes them out in 
 """
 
 import abc
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
+from bayesmerge.arrays import X64, as_array, to_numpy
 from bayesmerge.families.base import (
     AbstractExponentialFamily,
     over_batch,
     over_batches,
     sum_leaves,
 )
-from bayesmerge.families.checks import all_finite, require, require_finite
+from bayesmerge.families.checks import (
+    all_finite,
+    is_concrete,
+    largest,
+    require,
+    require_finite,
+    smallest,
+)
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.marginals import quantiles
 from bayesmerge.families.show import IMPROPER, first
+
+WHOLE = 2**24
+"""Up to which float32 has every whole number."""
 
 
 class AbstractConjugateFamily(AbstractExponentialFamily):
@@ -122,15 +135,33 @@ def positive_leaves(
     name: str, family: str, *trees: PyTree[ArrayLike]
 ) -> tuple[tuple[PyTree, ...], Layout]:
     """Pytrees of concentrations or rates as floating-point arrays of one layout, all positive."""
-    arrays = [jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x, float)), t) for t in trees]
+    arrays = [jax.tree.map(lambda x: _floating(x, name), t) for t in trees]
     layout = Layout.of(arrays[0], name)
     for other in arrays[1:]:
         layout.require_same(Layout.of(other, name), f"the {name} of a {family}")
     finite = require_finite(tuple(arrays), name)
+    _warn_if_coarse(finite, name)
     checked = require(
         finite,
         all_above(0.0, arrays),
         f"the {name} of a {family} must be positive.",
-        lambda: f"The smallest is {min(jnp.min(x).item() for x in jax.tree.leaves(arrays))}.",
+        lambda: f"The smallest is {smallest(arrays).item()}.",
     )
     return checked, layout
+
+
+def _floating(values: Any, name: str) -> Array:
+    array = to_numpy(values, name)
+    return as_array(array, name, jnp.result_type(array, float))
+
+
+def _warn_if_coarse(trees: PyTree, name: str) -> None:
+    """Said where values are known; a compiled program has no room for it."""
+    most = largest(trees)
+    if is_concrete(most) and most.dtype == jnp.float32 and most >= WHOLE:
+        warnings.warn(
+            f"the {name} are up to {most.item():.10g}, where float32 has only every "
+            f"{np.spacing(np.float32(most)):g}: single events that are added later are lost. "
+            f"Enable 64 bits by {X64}.",
+            stacklevel=4,
+        )

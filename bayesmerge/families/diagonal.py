@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from bayesmerge.arrays import as_array
 from bayesmerge.families.base import over_batch, sum_leaves
-from bayesmerge.families.checks import require_finite
+from bayesmerge.families.checks import largest, require_finite, smallest
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian, entrywise_numbers, require_positive
 from bayesmerge.families.layout import Layout, as_arrays
@@ -69,8 +70,7 @@ class DiagonalGaussian(AbstractGaussian):
     @over_batch
     def is_proper(self) -> Bool[Array, "*batch"]:
         """Whether every precision is in (0, ∞)."""
-        largest = jnp.max(jnp.stack([jnp.max(x) for x in jax.tree.leaves(self.precision)]))
-        return (self.smallest_precision() > 0) & (largest < jnp.inf)
+        return (smallest(self.precision) > 0) & (largest(self.precision) < jnp.inf)
 
     def multiply(self, theta: PyTree) -> PyTree:
         return jax.tree.map(jnp.multiply, self.precision, theta)
@@ -87,7 +87,7 @@ class DiagonalGaussian(AbstractGaussian):
     @over_batch
     def smallest_precision(self) -> Float[Array, "*batch"]:
         """The smallest entry of τ."""
-        return jnp.min(jnp.stack([jnp.min(x) for x in jax.tree.leaves(self.precision)]))
+        return smallest(self.precision)
 
     @over_batch
     def widen(self) -> "FullGaussian":
@@ -127,7 +127,7 @@ class DiagonalGaussian(AbstractGaussian):
 def _mean_and_diagonal(mean: PyTree, precision: PyTree) -> tuple[PyTree, PyTree, Layout]:
     mean, layout = as_arrays(mean, "mean")
     if jax.tree.structure(precision) == layout.structure:
-        precision = jax.tree.map(lambda x, m: jnp.asarray(x, m.dtype), precision, mean)
+        precision = jax.tree.map(lambda x, m: as_array(x, "precision", m.dtype), precision, mean)
     precision, precision_layout = as_arrays(precision, "precision")
     layout.require_same(precision_layout, "mean and precision")
     return require_finite(mean, "mean"), require_finite(precision, "precision"), layout

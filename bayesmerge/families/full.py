@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
+from bayesmerge.arrays import as_array
 from bayesmerge.families.base import over_batch
 from bayesmerge.families.checks import all_finite, require, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
@@ -171,7 +172,7 @@ class FullGaussian(AbstractGaussian):
 
 def _symmetric(precision: ArrayLike, layout: Layout) -> Float[Array, "P P"]:
     """`precision` with rounding errors of symmetry removed, or an error where it has more."""
-    matrix = jnp.asarray(precision, jnp.result_type(*layout.dtypes))
+    matrix = as_array(precision, "precision", jnp.result_type(*layout.dtypes))
     if matrix.shape != (layout.size, layout.size):
         raise ValueError(
             f"precision has shape {matrix.shape}, and a full precision over {layout.size} "

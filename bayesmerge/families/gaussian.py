@@ -22,7 +22,7 @@ from bayesmerge.families.base import (
     over_batches,
     tree_dot,
 )
-from bayesmerge.families.checks import require, require_finite
+from bayesmerge.families.checks import require, require_finite, smallest
 from bayesmerge.families.marginals import in_float64, normal_quantile
 from bayesmerge.families.show import IMPROPER, first
 
@@ -244,9 +244,9 @@ class AbstractGaussian(AbstractExponentialFamily):
 
 def require_positive(precision: PyTree) -> PyTree:
     precision = require_finite(precision, "precision")
-    smallest = jnp.min(jnp.stack([jnp.min(x) for x in jax.tree.leaves(precision)]))
+    least = smallest(precision)
     message = "precision must be positive in every entry for a proper posterior, and it is not."
-    return require(precision, smallest > 0, message, lambda: f"The smallest entry is {smallest}.")
+    return require(precision, least > 0, message, lambda: f"The smallest entry is {least}.")
 
 
 def entrywise_numbers(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
+from bayesmerge.arrays import as_array
 from bayesmerge.families.base import over_batch, tree_dot
 from bayesmerge.families.checks import require_finite
 from bayesmerge.families.diagonal import DiagonalGaussian
@@ -50,7 +51,7 @@ class IsotropicGaussian(AbstractGaussian):
         """
         mean, layout = as_arrays(mean, "mean")
         mean = require_finite(mean, "mean")
-        tau = jnp.asarray(precision, jnp.result_type(*layout.dtypes))
+        tau = as_array(precision, "precision", jnp.result_type(*layout.dtypes))
         if tau.shape != ():
             raise ValueError(f"precision has shape {tau.shape}, and an isotropic one is a scalar.")
         tau = require_positive(tau)
@@ -62,7 +63,7 @@ class IsotropicGaussian(AbstractGaussian):
     def from_natural_parameters(cls, linear: PyTree, precision: ArrayLike) -> "IsotropicGaussian":
         """The (possibly improper) factor exp(ηᵀθ − ½τ‖θ‖²) with η = `linear`, τ = `precision`."""
         linear, layout = as_arrays(linear, "linear")
-        tau = jnp.asarray(precision, jnp.result_type(*layout.dtypes))
+        tau = as_array(precision, "precision", jnp.result_type(*layout.dtypes))
         return cls(linear=linear, precision=tau, layout=layout)
 
     def sufficient_statistics(self, theta: PyTree) -> PyTree:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from bayesmerge.arrays import as_array
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -24,11 +26,14 @@ class Layout:
         """The layout of `theta`.
 
         **Raises** `TypeError` for a leaf that is not a floating-point array, `ValueError` for a
-        pytree without leaves.
+        pytree without leaves or entries.
         """
         leaves, structure = jax.tree_util.tree_flatten_with_path(theta)
-        if not leaves:
-            raise ValueError(f"{name} has no leaves: a posterior needs at least one parameter.")
+        if all(0 in getattr(leaf, "shape", ()) for _, leaf in leaves):
+            raise ValueError(
+                f"{name} has no {'entries' if leaves else 'leaves'}: a posterior needs at least "
+                "one parameter."
+            )
         names = tuple(jax.tree_util.keystr(path) for path, _ in leaves)
         for leaf_name, (_, leaf) in zip(names, leaves, strict=True):
             _require_floating(leaf, f"{name}{leaf_name}")
@@ -116,8 +121,13 @@ def _require_floating(leaf: Any, name: str) -> None:
 
 def as_arrays(theta: PyTree, name: str = "theta") -> tuple[PyTree, Layout]:
     """`theta` with jax arrays for leaves, and its layout."""
-    layout = Layout.of(theta, name)
-    return jax.tree.map(jnp.asarray, theta), layout
+
+    def one(path: Any, leaf: Any) -> Any:
+        is_number = hasattr(leaf, "dtype") or isinstance(leaf, (int, float))
+        return as_array(leaf, name + jax.tree_util.keystr(path)) if is_number else leaf
+
+    arrays = jax.tree_util.tree_map_with_path(one, theta)
+    return arrays, Layout.of(arrays, name)
 
 
 def as_point(theta: PyTree, layout: Layout, name: str) -> PyTree:

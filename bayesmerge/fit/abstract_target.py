@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
+SHOWN = 6
+"""Shapes listed in a message."""
+
 Loss = Callable[[PyTree, PyTree], Float[Array, " N"]]
 Statistic = Callable[[Loss, PyTree, PyTree, Int[ArrayLike, ""]], PyTree]
 
@@ -76,6 +79,27 @@ class AbstractTarget(eqx.Module):
     def value_and_gradient(self, params: PyTree) -> tuple[Float[Array, ""], PyTree]:
         """ℓ(θ) and ∇ℓ(θ)."""
         return self.accumulate(_value_and_gradient, params)
+
+
+def shape_of(function: Callable[..., Any], name: str, params: PyTree, batch: PyTree) -> Any:
+    """The shape of `function(params, batch)`, or an error with the shapes of both where it has
+    none."""
+    try:
+        return jax.eval_shape(function, params, batch)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        if isinstance(error, jax.errors.JAXTypeError):
+            raise
+        raise ValueError(
+            f"the {name} cannot be computed of params with {_shapes(params)} and a batch of data "
+            f"with {_shapes(batch)}: {error} If params are not shaped as it expects, pass others."
+        ) from error
+
+
+def _shapes(tree: PyTree) -> str:
+    pairs = jax.tree_util.tree_leaves_with_path(tree)
+    shapes = [f"{jax.tree_util.keystr(path)} {jnp.shape(x)}".strip() for path, x in pairs[:SHOWN]]
+    more = f" and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
+    return f"shape{'s' if len(pairs) > 1 else ''} {', '.join(shapes)}{more}"
 
 
 def _summed_loss(

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from bayesmerge.families.layout import Layout
 from bayesmerge.fit.abstract_target import AbstractTarget, Loss
 from bayesmerge.fit.likelihood import Likelihood, SupervisedLoss
+from bayesmerge.keys import as_key
 
 Structure: TypeAlias = Literal["full", "diagonal", "isotropic"]
 Kind: TypeAlias = Literal["hessian", "ggn", "fisher", "squared_gradients"]
@@ -241,7 +242,7 @@ class Root(eqx.Module):
 def _root(kind: Kind, num_samples: int | None, key: PRNGKeyArray | None) -> Root:
     if kind == "fisher" and num_samples is not None and key is None:
         raise ValueError("a sampled Fisher needs a `key`, e.g. `key=jax.random.key(0)`.")
-    return Root(kind, num_samples, key)
+    return Root(kind, num_samples, None if key is None else as_key(key))
 
 
 def _require_canonical(likelihood: Likelihood) -> None:

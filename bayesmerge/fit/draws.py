@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from bayesmerge.arrays import as_rows, column_labels, row_count, to_numpy
 from bayesmerge.families.checks import require, require_finite
 from bayesmerge.families.layout import Layout
 from bayesmerge.fit.curvature import Structure, require_known
 from bayesmerge.fit.expand import FAMILIES
 from bayesmerge.linear_algebra import cho_solve, cholesky, eigh
 from bayesmerge.mixtures.mixture import Mixture
+from bayesmerge.tasks import texts
 
 
 def moment_matched(draws: PyTree, *, structure: Structure = "full") -> Any:
@@ -27,13 +29,17 @@ def moment_matched(draws: PyTree, *, structure: Structure = "full") -> Any:
     shards (each with the prior, to be divided out by `merge`) make consensus Monte Carlo.
 
     - `draws`: θ_s, a pytree whose leaves have a leading axis S, such as `mcmc.get_samples()` of
-      NumPyro. Take logarithms of positive parameters first: it is a Gaussian that is matched.
+      NumPyro; or ArviZ data or a dataset of xarray, whose chains are put together, or a data frame
+      with a column for each parameter. Take logarithms of positive parameters first: it is a
+      Gaussian that is matched.
     - `structure`: of the covariance, `"full"`, `"diagonal"` or `"isotropic"`.
 
     **Returns** an `IsotropicGaussian`, `DiagonalGaussian` or `FullGaussian` over one θ.
 
+    **Warns** where float32 rounds draws coarsely against their spread.
+
     **Raises** `ValueError` for draws that are not finite, of different numbers, too few to have the
-    covariance, or constant in a parameter.
+    covariance, constant in a parameter, or of a scale whose precision float32 cannot hold.
 
     ```python
     >>> import jax, jax.numpy as jnp
@@ -46,18 +52,7 @@ def moment_matched(draws: PyTree, *, structure: Structure = "full") -> Any:
 
     Source: Scott et al. (2016), *Bayes and Big Data: The Consensus Monte Carlo Algorithm*.
     """
-    require_known("structure", structure, Structure)
-    draws, layout, count = _checked(draws)
-    needed = layout.size + 1 if structure == "full" else 2
-    if count < needed:
-        raise ValueError(
-            f"there are {count} draws, and the {structure} covariance of {layout.size} parameters "
-            f"needs at least {needed}, better ten times as many. Draw more, or use "
-            "structure='diagonal'."
-        )
-    mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), draws)
-    precision = _precision(draws, mean, layout, structure)
-    return FAMILIES[structure].from_mean_precision(mean, precision)
+    return _matched(*_checked(draws), structure)
 
 
 def kernel_density(
@@ -91,8 +86,8 @@ def kernel_density(
 
     Source: Neiswanger, Wang & Xing (2014), *Asymptotically Exact, Embarrassingly Parallel MCMC*.
     """
-    shape = moment_matched(draws, structure=structure)
     draws, layout, count = _checked(draws)
+    shape = _matched(draws, layout, count, structure)
     K = count if num_components is None else num_components
     if not 1 <= K <= count:
         raise ValueError(f"num_components is {K}, and there are {count} draws to choose from.")
@@ -110,20 +105,60 @@ def kernel_density(
     return Mixture(jnp.ones(K), kernels)
 
 
-def _checked(draws: PyTree) -> tuple[PyTree, Layout, int]:
+def _checked(draws: Any) -> tuple[PyTree, Layout, int]:
     """Draws as finite arrays, the layout of one, and S."""
-    arrays = jax.tree.map(jnp.asarray, draws)
+    arrays = as_rows(_by_parameter(draws), "draws", lists=False)
     sizes = {
-        jax.tree_util.keystr(path): x.shape[0] if x.ndim else None
+        jax.tree_util.keystr(path): row_count(x)
         for path, x in jax.tree_util.tree_leaves_with_path(arrays)
     }
     if len(set(sizes.values())) != 1 or None in sizes.values():
         raise ValueError(
             f"draws must have a leading axis of S draws in every leaf, and first axes are {sizes}. "
-            "Chains are to be concatenated."
+            "Chains are to be concatenated, and a list with a pytree for each draw stacked: "
+            "`jax.tree.map(lambda *x: np.stack(x), *draws)`."
         )
-    layout = Layout.of(jax.tree.map(lambda x: x[0], arrays), "draws")
-    return require_finite(arrays, "draws"), layout, next(iter(sizes.values())) or 0
+    count = next(iter(sizes.values())) or 0
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), arrays)
+    return require_finite(arrays, "draws"), Layout.of(one, "draws"), count
+
+
+def _by_parameter(draws: Any) -> PyTree:
+    """A pytree of arrays from what holds draws by name, with all chains in one axis."""
+    draws = draws.posterior if hasattr(draws, "posterior") and hasattr(draws, "groups") else draws
+    draws = draws.to_dataset() if hasattr(draws, "children") else draws
+    if hasattr(draws, "data_vars"):
+        return {str(name): _one_axis(values) for name, values in draws.data_vars.items()}
+    if hasattr(draws, "coords"):
+        return _one_axis(draws)
+    labels = column_labels(draws)
+    if labels is None:
+        return draws
+    columns = to_numpy(draws, "draws").T
+    return dict(zip(texts(labels, "draws"), columns, strict=True))
+
+
+def _one_axis(values: Any) -> Any:
+    """A DataArray's values with chains, draws and samples as one leading axis."""
+    dims = [dim for dim in ("chain", "draw", "sample") if dim in values.dims]
+    if not dims:
+        return values.values
+    array = values.transpose(*dims, ...).values
+    return array.reshape(-1, *array.shape[len(dims) :])
+
+
+def _matched(draws: PyTree, layout: Layout, count: int, structure: Structure) -> Any:
+    require_known("structure", structure, Structure)
+    needed = layout.size + 1 if structure == "full" else 2
+    if count < needed:
+        raise ValueError(
+            f"there are {count} draws, and the {structure} covariance of {layout.size} parameters "
+            f"needs at least {needed}, better ten times as many. Draw more, or use "
+            "structure='diagonal'."
+        )
+    mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), draws)
+    precision = _precision(draws, mean, layout, structure)
+    return FAMILIES[structure].from_mean_precision(mean, precision)
 
 
 def _precision(
@@ -133,20 +168,35 @@ def _precision(
         "draws are constant in some direction, and the Gaussian with their covariance has no "
         "density: leave out parameters that are fixed or determined by others, or draw more."
     )
-    away = jax.tree.map(lambda x, m: x - m[None], draws, mean)
-    if structure == "full":
-        rows = jax.vmap(layout.ravel)(away)
-        covariance = rows.T @ rows / (len(rows) - 1)
-        scale = jnp.sqrt(jnp.diag(covariance))
-        correlation = covariance / jnp.outer(scale, scale)
-        smallest = eigh(correlation)[0][0]
-        determined = smallest > len(rows) ** 0.5 * jnp.finfo(correlation.dtype).eps
-        factor = cholesky(require(correlation, determined, message))
-        inverse = cho_solve(factor, jnp.eye(len(scale), dtype=scale.dtype))
-        return 0.5 * (inverse + inverse.T) / jnp.outer(scale, scale)
-    variance = jax.tree.map(lambda x: jnp.sum(x**2, axis=0) / (len(x) - 1), away)
+    rows = jax.vmap(layout.ravel)(jax.tree.map(lambda x, m: x - m[None], draws, mean))
+    reach = jnp.max(jnp.abs(rows), axis=0)
     if structure == "isotropic":
-        mean_variance = jnp.mean(layout.ravel(variance))
-        return 1 / require(mean_variance, mean_variance > 0, message)
-    positive = jnp.all(layout.ravel(variance) > 0)
-    return jax.tree.map(lambda v: 1 / v, require(variance, positive, message))
+        reach = jnp.broadcast_to(jnp.max(reach), reach.shape)
+    require(reach, jnp.all(reach > 0), message)
+    rows = rows / reach[None]
+    variance = jnp.sum(rows**2, axis=0) / (len(rows) - 1)
+    if structure == "isotropic":
+        return 1 / _held((jnp.sqrt(jnp.mean(variance)) * reach[0]) ** 2)
+    scale = jnp.sqrt(variance)
+    inverse_variance = 1 / _held((scale * reach) ** 2)
+    if structure == "diagonal":
+        return layout.unravel(inverse_variance)
+    correlation = (rows.T @ rows) / (len(rows) - 1) / jnp.outer(scale, scale)
+    smallest = eigh(correlation)[0][0]
+    determined = smallest > len(rows) ** 0.5 * jnp.finfo(correlation.dtype).eps
+    factor = cholesky(require(correlation, determined, message))
+    inverse = cho_solve(factor, jnp.eye(len(scale), dtype=scale.dtype))
+    deviation = scale * reach
+    return 0.5 * (inverse + inverse.T) / jnp.outer(deviation, deviation)
+
+
+def _held(variance: Array) -> Array:
+    """Variances, or an error where they or their inverses are beyond the range of their dtype."""
+    limits = jnp.finfo(variance.dtype)
+    within = (variance > 1 / limits.max) & (variance < 1 / limits.tiny)
+    message = (
+        f"draws have a standard deviation whose square or its inverse {variance.dtype} cannot hold "
+        f"(below {limits.max**-0.5:.1g} or above {limits.tiny**-0.5:.1g}): measure the parameter "
+        "in other units, or enable 64 bits."
+    )
+    return require(variance, jnp.all(within), message)

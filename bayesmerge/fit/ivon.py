@@ -27,6 +27,7 @@ from bayesmerge.fit.ivon_optimiser import (
 )
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.run import AbstractMethod, Run, Schedule, run
+from bayesmerge.keys import as_key
 from bayesmerge.mixtures.mixture import Mixture
 
 
@@ -268,7 +269,7 @@ def multi_ivon(
             "and numbers of steps in ascending order."
         )
     method = _for_target(target, prior, ess, weight_decay, **options)
-    keys, start_keys = jax.random.split(key, (2, num_runs))
+    keys, start_keys = jax.random.split(as_key(key), (2, num_runs))
     start = starting_point(target, prior, start)
     starts = [method.init(start(k) if _is_function(start) else start) for k in start_keys]
     target.check(starts[0].params)

@@ -19,6 +19,7 @@ from bayesmerge.families.layout import Layout
 from bayesmerge.fit.curvature import require_known
 from bayesmerge.fit.noise import normal_like
 from bayesmerge.fit.run import Schedule
+from bayesmerge.keys import as_key
 
 HessianEstimator: TypeAlias = Literal["price", "squared_gradients"]
 
@@ -204,7 +205,7 @@ def ivon_noise(
 
     Source: Shen et al. (2024), algorithm 1, line 1.
     """
-    own = own_state(state)
+    own, key = own_state(state), as_key(key)
 
     def one(key: PRNGKeyArray) -> PyTree:
         delta = like(own.weight_decay, params)

@@ -158,7 +158,7 @@ def laplace(
             return ""
         layout = posterior.layout
         weakest = jnp.abs(eigh(posterior.precision)[1][:, 0])
-        sizes = [jnp.max(x).item() for x in jax.tree.leaves(layout.unravel(weakest))]
+        sizes = [jnp.max(x, initial=0).item() for x in jax.tree.leaves(layout.unravel(weakest))]
         name = layout.names[sizes.index(max(sizes))] or "theta"
         return f", in a direction of mostly {name}"
 

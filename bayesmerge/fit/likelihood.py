@@ -17,6 +17,7 @@ from jax.nn import log_softmax, softplus
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import is_concrete
+from bayesmerge.fit.abstract_target import shape_of
 from bayesmerge.linear_algebra import eigh
 
 
@@ -29,6 +30,8 @@ class Likelihood:
     - `sample(key, f)`: a label y ~ p(· | f), or `None` where that is not known.
     - `canonical`: whether f is the natural parameter of y, so that the Fisher information is RRᵀ.
     - `labels`: what labels may be, and whether given ones are, for C outputs.
+    - `is_numeric`: whether labels are numbers, which may be rounded to floats, and one for each
+      output.
     """
 
     name: str
@@ -37,16 +40,41 @@ class Likelihood:
     sample: Callable[[PRNGKeyArray, Array], Array] | None = None
     canonical: bool = False
     labels: tuple[str, Callable[[Any, int], bool]] = ("anything", lambda labels, C: True)
+    is_numeric: bool = False
 
-    def check_labels(self, labels: Any, num_outputs: int) -> None:
-        """Nothing, or an error where concrete labels are not what this likelihood takes."""
+    def check_labels(self, labels: Any, outputs: tuple[int, ...]) -> None:
+        """Nothing, or an error where labels are not what this likelihood takes, for `outputs` of
+        that shape."""
         allowed, holds = self.labels
-        if is_concrete(labels) and not holds(np.asarray(labels), num_outputs):
+        count = math.prod(outputs[1:])
+        if self.is_numeric and _without_ones(labels.shape[1:]) != _without_ones(outputs[1:]):
+            raise ValueError(
+                f"labels of a {self.name} likelihood must be {allowed}, and they have shape "
+                f"{labels.shape}, where outputs have shape {outputs}: give labels the shape of "
+                "outputs."
+            )
+        if is_concrete(labels) and not holds(np.asarray(labels), count):
             raise ValueError(
                 f"labels of a {self.name} likelihood must be {allowed}, and they have dtype "
                 f"{labels.dtype}, shape {labels.shape} and values from {labels.min()} to "
-                f"{labels.max()}, for {num_outputs} outputs an example."
+                f"{labels.max()}, for {count} outputs an example{_label_remedy(labels)}."
             )
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
+
+
+def _label_remedy(labels: Any) -> str:
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        return ": drop the last axis, `labels[:, 0]`"
+    if labels.ndim == 2 and set(np.unique(labels).tolist()) <= {0, 1}:
+        return ": of one-hot rows take `labels.argmax(1)`"
+    if labels.dtype.kind in "fb" and np.array_equal(labels, np.round(labels)):
+        return ": cast them by `.astype(int)`"
+    if labels.dtype.kind in "iu":
+        return ": encode classes as 0, 1, …, e.g. by `np.unique(labels, return_inverse=True)`"
+    return ""
 
 
 def _categorical_loss(logits: Array, label: Array) -> Float[Array, ""]:
@@ -54,16 +82,21 @@ def _categorical_loss(logits: Array, label: Array) -> Float[Array, ""]:
     return -log_p.at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
+def _like(label: Array, output: Array) -> Array:
+    """A label in shape and dtype of the output that it belongs to."""
+    return jnp.reshape(label, output.shape).astype(output.dtype)
+
+
 def _bernoulli_loss(logit: Array, label: Array) -> Float[Array, ""]:
-    return jnp.sum(softplus(logit) - label * logit)
+    return jnp.sum(softplus(logit) - _like(label, logit) * logit)
 
 
 def _gaussian_loss(mean: Array, label: Array) -> Float[Array, ""]:
-    return 0.5 * jnp.sum((mean - label) ** 2)
+    return 0.5 * jnp.sum((mean - _like(label, mean)) ** 2)
 
 
 def _poisson_loss(log_rate: Array, count: Array) -> Float[Array, ""]:
-    return jnp.sum(jnp.exp(log_rate) - count * log_rate)
+    return jnp.sum(jnp.exp(log_rate) - _like(count, log_rate) * log_rate)
 
 
 def _categorical_root(logits: Array, label: Array) -> Float[Array, "C C"]:
@@ -132,6 +165,7 @@ bernoulli = Likelihood(
     _bernoulli_sample,
     canonical=True,
     labels=("0 or 1, one for each output", _is_binary),
+    is_numeric=True,
 )
 """Logistic: f is a logit, y is 0 or 1."""
 
@@ -142,6 +176,7 @@ gaussian = Likelihood(
     _gaussian_sample,
     canonical=True,
     labels=("numbers, one for each output", _is_one_each),
+    is_numeric=True,
 )
 """Least squares: f is the mean of y, of unit noise variance (scale f and y by 1/σ for another)."""
 
@@ -152,6 +187,7 @@ poisson = Likelihood(
     _poisson_sample,
     canonical=True,
     labels=("counts ≥ 0, one for each output", _is_count),
+    is_numeric=True,
 )
 """Counts: f is the log of the rate of y."""
 
@@ -201,5 +237,11 @@ class SupervisedLoss:
                 f"a {type(batch).__name__}."
             )
         inputs, labels = batch
-        outputs = jax.eval_shape(self.model, params, inputs)
-        self.likelihood.check_labels(labels, math.prod(outputs.shape[1:]))
+        outputs = shape_of(self.model, "model", params, inputs)
+        count = jax.tree.leaves(labels)[0].shape[0]
+        if outputs.shape[:1] != (count,):
+            raise ValueError(
+                f"the model returned shape {outputs.shape} for {count} examples, and it must "
+                "return one output per example, along its first axis."
+            )
+        self.likelihood.check_labels(labels, outputs.shape)

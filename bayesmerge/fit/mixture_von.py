@@ -36,6 +36,7 @@ from bayesmerge.fit.von import (
     stable,
     starting_gaussian,
 )
+from bayesmerge.keys import as_key
 from bayesmerge.mixtures.mixture import Mixture
 
 NEGLIGIBLE_WEIGHT = 1e-3
@@ -210,6 +211,7 @@ def mixture_von(
         step_size=step_size,
         weight_step_size=weight_step_size,
     )
+    key = as_key(key)
     if isinstance(start, Mixture):
         members = [
             starting_gaussian(target, prior, structure, method.curvature, q)

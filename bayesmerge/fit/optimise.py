@@ -327,7 +327,8 @@ def _newton(
         keep = lambda new, old: jax.tree.map(lambda x, y: jnp.where(better, x, y), new, old)  # noqa: E731
         converged = jnp.isfinite(level) & (~better | (new_level <= floor))
         stuck = ~better & ~converged
-        return keep(moved, theta), keep(new_gradient, gradient), steps + better, converged, stuck
+        taken = jnp.where(better, steps + 1, steps)
+        return keep(moved, theta), keep(new_gradient, gradient), taken, converged, stuck
 
     def unfinished(state: NewtonState) -> Array:
         _, _, steps, converged, stuck = state

@@ -29,6 +29,7 @@ from bayesmerge.fingerprint import (
     settled,
 )
 from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.keys import as_key
 
 Schedule: TypeAlias = Callable[[Int[Array, ""]], Any]
 Told: TypeAlias = dict[str, np.ndarray]
@@ -149,6 +150,7 @@ def run(
     """
     from tqdm import tqdm
 
+    key = as_key(key, batch=True)
     if num_steps < 0:
         raise ValueError(f"num_steps is {num_steps}, and it must not be negative.")
     if batch_size is not None and batch_size < 1:

@@ -15,6 +15,7 @@ from bayesmerge.families.layout import as_arrays, as_point
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.target import JointTarget, Target
+from bayesmerge.keys import as_key
 
 
 def subsampled(
@@ -44,8 +45,8 @@ def subsampled(
     **Returns** a target, with the prior of `target`.
 
     **Raises** `ValueError` for a size below 1, for streams, for NumPyro models without such a
-    plate, for `params` of another shape than the prior's, and where loss or gradient there are not
-    finite.
+    plate, for `params` of another shape than the prior's or than the loss takes, and where loss or
+    gradient there are not finite.
 
     ```python
     >>> import jax, jax.numpy as jnp, bayesmerge as bm
@@ -65,6 +66,7 @@ def subsampled(
         raise ValueError(f"size is {size!r}, and it is a number of examples: an integer, ≥ 1.")
     if target.is_streamed:
         raise ValueError("the target is a stream, from which no examples are drawn: pass arrays.")
+    key = as_key(key)
     if isinstance(target.prior, AbstractGaussian):
         params = as_point(params, target.prior.layout, "params")
     params = require_finite(as_arrays(params, "params")[0], "params")

@@ -2,19 +2,19 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
+from bayesmerge.arrays import as_rows, is_array, row_count
 from bayesmerge.families.checks import is_concrete, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.show import number, safely
-from bayesmerge.fit.abstract_target import AbstractTarget, Loss, Statistic
+from bayesmerge.fit.abstract_target import AbstractTarget, Loss, Statistic, shape_of
 from bayesmerge.fit.likelihood import Likelihood, SupervisedLoss, as_likelihood
 from bayesmerge.fit.model_target import ModelTarget
 from bayesmerge.tasks import as_weights, named
@@ -33,17 +33,24 @@ class Target(AbstractTarget):
     - `loss(params, batch)`: ℓ_i(θ) for every example of a batch, shape (N,), never their mean or
       sum; a pure JAX function in which examples do not interact.
     - `data`: all examples as arrays (an array, tuple or dict; first axis N), or an iterable of such
-      minibatches (a list of tuples, a data loader), which is read batch by batch and never held
-      at once. A target with arrays is a pytree: its data are arguments of compiled programs, and
-      `equinox.filter_vmap` maps over targets stacked along a leading axis.
+      minibatches (a list of tuples, a data loader, a function that returns a new generator), which
+      is read batch by batch and never held at once. Arrays are JAX's, NumPy's, torch's, or columns
+      and data frames of pandas, polars, pyarrow and xarray. A target with arrays is a pytree: its
+      data are arguments of compiled programs, and `equinox.filter_vmap` maps over targets stacked
+      along a leading axis.
     - `prior`: p_0, a Gaussian over θ, or a target whose loss is R_0 = −log p_0 (up to a constant),
       or `None`; what `laplace` uses when given no other.
 
     For generalised Gauss-Newton and Fisher curvature the model's output is needed as well: build
     the target with `Target.supervised`.
 
-    **Raises** `ValueError` for an empty dataset, first axes that differ, or data that are not
-    finite.
+    **Warns** where float32 rounds a column coarsely against its spread (times in seconds, years in
+    days), and says which.
+
+    **Raises** `ValueError` for an empty dataset, first axes that differ, data that are missing or
+    not finite, rows labelled in different orders, and integers that do not fit into 32 bits where
+    64 are not enabled; `TypeError` for what are no dense real numbers (strings, dates, sparse
+    matrices). Each names the array and a remedy.
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
@@ -67,7 +74,7 @@ class Target(AbstractTarget):
 
     def __init__(self, loss: Loss, data: Any, *, prior: Prior = None):
         self.loss = loss
-        self.data = _as_data(data)
+        self.data = _as_data(data, _rounds(loss))
         self.prior = prior
 
     @classmethod
@@ -123,6 +130,8 @@ class Target(AbstractTarget):
             )
         total, first = None, 0
         for batch in self.data:
+            if isinstance(self.loss, SupervisedLoss):
+                self.loss.check(params, batch)
             part = _on_batch(statistic, self.loss, params, batch, jnp.asarray(first))
             total = part if total is None else _add(total, part)
             first += batch_size(batch)
@@ -208,13 +217,27 @@ class Target(AbstractTarget):
         count = batch_size(batch)
         if isinstance(self.loss, SupervisedLoss):
             self.loss.check(params, batch)
-        shape = jax.eval_shape(self.loss, params, batch).shape
+        shape = shape_of(self.loss, "loss", params, batch).shape
         if shape != (count,):
-            remedy = "take the last axis away" if shape[:1] == (count,) else MEAN_REMEDY
+            remedy = _shape_remedy(shape, count, batch)
             raise ValueError(
                 f"the loss returned shape {shape} for a batch of {count} examples, and it "
                 f"must return one value per example, shape ({count},): {remedy}."
             )
+
+
+def _shape_remedy(shape: tuple[int, ...], count: int, batch: PyTree) -> str:
+    columns = [
+        "data" + jax.tree_util.keystr(path)
+        for path, x in jax.tree_util.tree_leaves_with_path(batch)
+        if x.shape == (count, 1)
+    ]
+    if shape == (count, count) and columns:
+        return (
+            f"{' and '.join(columns)} of shape ({count}, 1) meets an array of shape ({count},), "
+            "and every pair of examples is combined: drop the last axis, `y[:, 0]`"
+        )
+    return "take the last axis away" if shape[:1] == (count,) else MEAN_REMEDY
 
 
 class JointTarget(AbstractTarget):
@@ -309,47 +332,78 @@ class JointTarget(AbstractTarget):
 
 
 class Minibatches:
-    """An iterable of minibatches, opaque to JAX."""
+    """An iterable of minibatches, or a function that returns one, opaque to JAX."""
 
-    def __init__(self, batches: Iterable[PyTree]):
-        if iter(batches) is batches:
+    def __init__(self, batches: Any, rounds: str = ""):
+        if isinstance(batches, Iterator):
             raise ValueError(
-                "data is an iterator, which can be read only once, and a fit reads the data many "
-                "times. Pass a list of minibatches, or an object whose `__iter__` starts anew."
+                f"data is a {type(batches).__name__}, an iterator that can be read only once, and "
+                "a fit reads the data many times. Pass a list of minibatches, a function that "
+                "returns a new iterator, or an object whose `__iter__` starts anew."
+            )
+        if isinstance(batches, (str, bytes, Set)) or not (
+            callable(batches) or hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
+        ):
+            raise TypeError(
+                f"data is a {type(batches).__name__}, and it must be arrays (one, a tuple or a "
+                "dict), or an iterable of minibatches of such."
             )
         self._batches = batches
+        self._rounds, self._warns = rounds, True
 
     def __iter__(self) -> Iterator[PyTree]:
         empty = True
-        for batch in self._batches:
+        given = self._batches
+        for batch in given() if callable(given) else given:
             empty = False
-            yield _as_batch(batch)
+            warn, self._warns = self._warns, False
+            yield _as_batch(_collated(batch), self._rounds, warn)
         if empty:
             raise ValueError("data has no minibatches: an empty dataset cannot be fitted.")
 
 
-def _as_data(data: Any) -> Any:
+def _as_data(data: Any, rounds: str) -> Any:
     if isinstance(data, Minibatches):
         return data
-    if isinstance(data, list) and all(hasattr(x, "shape") for x in data) and data:
-        raise TypeError(
-            "data is a list of arrays, which could mean (inputs, labels) or minibatches. Pass a "
-            "tuple of arrays for one dataset, or a list of tuples for minibatches."
-        )
-    is_arrays = isinstance(data, (tuple, dict)) or hasattr(data, "shape")
-    return _as_batch(data) if is_arrays else Minibatches(data)
+    if isinstance(data, Mapping):
+        data = dict(data)
+    if isinstance(data, list) and data:
+        if all(isinstance(x, (int, float)) for x in data):
+            return _as_batch(data, rounds)
+        if all(map(is_array, data)):
+            raise TypeError(
+                "data is a list of arrays, which could mean (inputs, labels) or minibatches. Pass "
+                "a tuple of arrays for one dataset, or a list of tuples for minibatches."
+            )
+    is_tree = not isinstance(data, list) and not jax.tree_util.all_leaves([data])
+    return (_as_batch if is_tree or is_array(data) else Minibatches)(data, rounds)
 
 
-def _as_batch(batch: PyTree) -> PyTree:
+def _collated(batch: Any) -> Any:
+    """A batch as a tuple, where a data loader makes lists of arrays."""
+    return tuple(batch) if isinstance(batch, list) and all(map(is_array, batch)) else batch
+
+
+def _rounds(loss: Any) -> str:
+    """The leaf of the data that may be rounded to floats: labels that are numbers and no names."""
+    is_numeric = isinstance(loss, SupervisedLoss) and loss.likelihood.is_numeric
+    return "data[1]" if is_numeric else ""
+
+
+def _as_batch(batch: PyTree, rounds: str, warn: bool = True) -> PyTree:
     """`batch` with jax arrays for leaves, checked to be finite and of one first axis."""
-    arrays = jax.tree.map(_as_array, batch, is_leaf=lambda x: isinstance(x, list))
+    arrays = as_rows(batch, "data", rounds=rounds, warn=warn)
     sizes = {
-        jax.tree_util.keystr(path): jnp.shape(x)[0] if jnp.ndim(x) else None
+        jax.tree_util.keystr(path): row_count(x)
         for path, x in jax.tree_util.tree_leaves_with_path(arrays)
     }
+    if not sizes:
+        raise ValueError("data has no arrays: an empty dataset cannot be fitted.")
     if len(set(sizes.values())) != 1 or None in sizes.values():
+        single = " (for single examples, as a Dataset of torch yields them, put a loader around it)"
         raise ValueError(
-            f"data must have one row per example in every array, and first axes are {sizes}."
+            f"data must have one row per example in every array, and first axes are {sizes}"
+            f"{single if None in sizes.values() else ''}."
         )
     if 0 in sizes.values():
         raise ValueError("data has no examples: an empty dataset cannot be fitted.")
@@ -357,13 +411,6 @@ def _as_batch(batch: PyTree) -> PyTree:
     if floating and is_concrete(floating):
         require_finite(arrays, "data")
     return arrays
-
-
-def _as_array(values: Any) -> Array:
-    array = values if hasattr(values, "dtype") else np.asarray(values)
-    if getattr(array.dtype, "kind", "f") in "OSU":
-        raise TypeError(f"data must be numbers, and they have dtype {array.dtype}: encode them.")
-    return jnp.asarray(array)
 
 
 def _over_chunks(

@@ -33,7 +33,7 @@ class RobbinsMonro(eqx.Module):
     """ρ_t = (t + 2)^{−0.6}: steps that average Monte-Carlo noise away."""
 
     def __call__(self, t: Int[Array, ""]) -> Float[Array, ""]:
-        return (t + 2.0) ** -0.6
+        return (jnp.asarray(t, float) + 2.0) ** -0.6
 
 
 class VON(AbstractMethod):

@@ -96,7 +96,10 @@ def _sum_over_leaf(
             cut(x) if x.shape[-1] == size else jnp.broadcast_to(x, (len(x), length))
             for x in precision
         ]
-        etas = [(cut(x) - tau * c[None]) * new[None] for x, tau in zip(linear, taus, strict=True)]
+        etas = [
+            jnp.where(new[None], cut(x) - tau * c[None], 0)
+            for x, tau in zip(linear, taus, strict=True)
+        ]
         return Block(*(jnp.concatenate(x).astype(zero.dtype) for x in (etas, taus)))
 
     if length == size:

@@ -10,11 +10,13 @@ import numpy as np
 from jax.nn import log_softmax, logsumexp, softmax
 from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray, PyTree
 
+from bayesmerge.arrays import as_array
 from bayesmerge.families.base import AbstractExponentialFamily
 from bayesmerge.families.checks import is_concrete, require, require_finite
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.marginals import quantiles
 from bayesmerge.families.show import safely, show_mixture
+from bayesmerge.keys import as_key
 from bayesmerge.mixtures.marginal import MixtureMarginal
 from bayesmerge.mixtures.maxima import MAX_STEPS, Maxima, Starts
 from bayesmerge.mixtures.product import AbstractLazyPosterior, Product
@@ -59,7 +61,7 @@ class Mixture(AbstractLazyPosterior):
         self.components = _as_batch(components)
         count = self.components.batch_shape[0]
         given = weights
-        weights = jnp.asarray(weights, float)
+        weights = as_array(weights, "weights", float)
         if weights.shape != (count,):
             raise ValueError(
                 f"weights have shape {weights.shape}, and for {count} components they must have "
@@ -199,7 +201,7 @@ class Mixture(AbstractLazyPosterior):
     def sample(self, key: PRNGKeyArray, shape: int | tuple[int, ...] = ()) -> PyTree:
         """Independent draws θ ~ q, `shape` in front of every leaf's own shape."""
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        which_key, key = jax.random.split(key)
+        which_key, key = jax.random.split(as_key(key))
         which = jax.random.categorical(which_key, self.log_weights, shape=shape)
         keys = jax.random.split(key, self.num_components)
         draws = _samples(self.components, keys, shape)

@@ -24,6 +24,7 @@ from bayesmerge.families.checks import (
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.show import safely, show_product
+from bayesmerge.keys import as_key
 from bayesmerge.mixtures.climb import is_single, minorizer, repeat
 from bayesmerge.mixtures.expansion import Expansion
 from bayesmerge.mixtures.information import Structure, laplace_at
@@ -254,6 +255,7 @@ class Product(AbstractLazyPosterior):
         is improper. Not within `jax.jit`: how many proposals are needed is random.
         """
         self._require_one_weighting("sample")
+        key = as_key(key)
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         if any(n < 0 for n in shape):
             raise ValueError(f"shape is {shape}, and its entries must not be negative.")

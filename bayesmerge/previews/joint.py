@@ -78,7 +78,7 @@ def joint_training(
         "weights": alpha,
         "metric": metric,
     }
-    record = Record(in_float64(weights, alpha), names, higher_is_better, save, starts)
+    record = Record(in_float64(weights, names), names, higher_is_better, save, starts)
     part = Part(_joint_mode, models, alpha, np.arange(len(alpha)), batch_size)
     return Preview.of(
         fill(record, [part], means, "joint training" if progress is True else progress)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from bayesmerge.families.checks import all_finite
 from bayesmerge.previews.executors import Job, carried_out
+from bayesmerge.tasks import texts
 
 Metric: TypeAlias = Callable[[PyTree], Any]
 ModelAt: TypeAlias = Callable[[Any, Any], "Model"]
@@ -141,8 +142,11 @@ def _metrics(metric: Metric, params: PyTree) -> "OrderedDict[str, Float[Array, '
     values = metric(params)
     if not isinstance(values, Mapping):
         values = {"metric": values}
+    names = texts([*values], "the metric")
     try:
-        arrays = OrderedDict((str(name), jnp.asarray(x, float)) for name, x in values.items())
+        arrays = OrderedDict(
+            (name, jnp.asarray(x, float)) for name, x in zip(names, values.values(), strict=True)
+        )
     except (TypeError, ValueError) as error:
         if isinstance(error, (jax.errors.JAXTypeError, jax.errors.TracerArrayConversionError)):
             raise

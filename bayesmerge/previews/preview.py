@@ -16,6 +16,7 @@ from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.optimise import Objective
 from bayesmerge.fit.target import JointTarget
+from bayesmerge.keys import as_key
 from bayesmerge.previews.executors import usable
 from bayesmerge.previews.measure import Means, Metric, Model
 from bayesmerge.previews.record import Part, Record, fill
@@ -129,7 +130,7 @@ def preview(
         "refine": refinement and (refinement.most, refinement.until),
         "draws": drawing,
     }
-    record = Record(in_float64(weights, alpha), names, higher_is_better, save, starts)
+    record = Record(in_float64(weights, names), names, higher_is_better, save, starts)
     colours: Colours = "exact" if num_samples else "near" if refine else "none"
     sweeps = sweeps_of(posteriors_by_name, alpha, prior, method, tolerance, colours, progress)
     if sweeps.error is not None:
@@ -255,4 +256,4 @@ def _drawing(num_samples: int, key: PRNGKeyArray | None) -> _Drawing | None:
             f"num_samples is {num_samples} and key is {key}: a spread needs two draws or more, and "
             "a key, e.g. jax.random.key(0)."
         )
-    return _Drawing(num_samples, key)
+    return _Drawing(num_samples, as_key(key))

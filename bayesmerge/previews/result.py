@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float
 
+from bayesmerge.arrays import in_row_order
 from bayesmerge.families.show import one_line, table
 from bayesmerge.previews import file, pictures
 from bayesmerge.previews.comparison import Comparison, compared
 from bayesmerge.previews.front import Front, best_row, front, hypervolume
+from bayesmerge.tasks import in_float64, texts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -55,6 +57,8 @@ class Preview:
     details: Mapping[str, Float[np.ndarray, " A"]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for field, values in self._by_position().items():
+            object.__setattr__(self, field, values)
         shape = np.shape(self.weights)
         if len(shape) != 2 or shape[1] != len(self.tasks):
             raise ValueError(
@@ -79,6 +83,16 @@ class Preview:
                     f"at {first.tolist()}. They are kept as NaN, and best() passes over them.",
                     stacklevel=3,
                 )
+
+    def _by_position(self) -> dict[str, Any]:
+        """The fields as arrays, in the order of their labels where they have any."""
+        tasks = texts(self.tasks, "tasks")
+        columns = {
+            field: dict(zip(texts([*named], field), map(in_row_order, named.values()), strict=True))
+            for field, named in (("metrics", self.metrics), ("details", self.details))
+        }
+        weights = in_float64(self.weights, tasks) if np.ndim(self.weights) else self.weights
+        return {"tasks": tasks, "weights": weights, **columns}
 
     def __repr__(self) -> str:
         better = "higher" if self.higher_is_better else "lower"
@@ -365,7 +379,7 @@ class Preview:
                     f"{reference.tasks}, and they must be the {len(self.weights)} of this preview."
                 )
             return reference.values(metric), reference.metrics
-        truth = np.asarray(reference, float)
+        truth = np.asarray(in_row_order(reference), float)
         if truth.shape != (len(self.weights),):
             raise ValueError(
                 f"the reference has shape {truth.shape}, and it must have one value for each of "
