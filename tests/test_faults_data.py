@@ -21,7 +21,7 @@ from jax.experimental import sparse
 
 import bayesmerge as bm
 from bayesmerge.arrays import as_array, as_rows
-from bayesmerge.fit import fit_shards, kernel_density, moment_matched, subsampled
+from bayesmerge.fit import fit_shards, moment_matched, subsampled
 from bayesmerge.fit.likelihood import LIKELIHOODS, SupervisedLoss
 from bayesmerge.tasks import as_weights, matched, named
 
@@ -315,7 +315,7 @@ def test_rounding_that_is_coarse_against_the_spread():
             list(target.data), list(target.data)
         assert len(caught) == 1
         with pytest.warns(UserWarning, match=r"draws, column 0, is around"):
-            kernel_density(1e9 + 1000 * z)
+            moment_matched(1e9 + 1000 * z, structure="diagonal")
     assert not warnings_of(1e9 + z)
 
 
@@ -423,7 +423,7 @@ def test_draws_of_any_scale(structure):
 
 def test_draws_in_other_containers():
     z = np.random.default_rng(2).normal(size=(2, 100, 3))
-    flat = moment_matched(z.reshape(200, 3)).mode()
+    flat = moment_matched(z.reshape(200, 3), structure="diagonal").mode()
     posterior = xr.Dataset({"w": (("chain", "draw", "i"), z), "m": (("chain", "draw"), z[..., 0])})
     tree = xr.DataTree.from_dict({"posterior": posterior})
     stacked = posterior.stack(sample=("chain", "draw"))
@@ -432,7 +432,7 @@ def test_draws_in_other_containers():
         np.testing.assert_allclose(found["w"], flat)
         np.testing.assert_allclose(found["m"], flat[0])
     frame = pd.DataFrame(z.reshape(200, 3), columns=["c", "a", "b"])
-    np.testing.assert_allclose(moment_matched(frame).mode()["c"], flat[0])
+    np.testing.assert_allclose(moment_matched(frame, structure="diagonal").mode()["c"], flat[0])
     listed = moment_matched([z[0, :, 0], z[0]], structure="diagonal").mode()
     assert [x.shape for x in listed] == [(), (3,)]
     with pytest.raises(ValueError, match=r"np\.stack"):

@@ -117,12 +117,12 @@ def concentrations_of(counts: dict[str, list[Any]]) -> tuple[dict[str, list[Any]
 def natural_concentrations(name: str, family: str, *trees: PyTree) -> tuple[Any, Layout]:
     """a − 1 for pytrees of concentrations a, which must be large enough to be told from 0 then."""
     leaves, layout = positive_leaves(name, family, *trees)
-    smallest = jnp.sqrt(jnp.finfo(layout.dtypes[0]).eps).item()
+    least = float(jnp.finfo(layout.dtypes[0]).eps) ** 0.5
     message = (
-        f"the {name} of a {family} must be above {smallest:.1g} in {layout.dtypes[0]}: natural "
+        f"the {name} of a {family} must be above {least:.1g} in {layout.dtypes[0]}: natural "
         "parameters are a − 1, in which smaller ones drown. Enable float64, or use larger ones."
     )
-    return require(shift(leaves, -1.0), all_above(smallest, leaves), message), layout
+    return require(shift(leaves, -1.0), all_above(least, leaves), message), layout
 
 
 def all_above(bound: ArrayLike, *trees: PyTree) -> Bool[Array, ""]:

@@ -320,7 +320,7 @@ def _advance(
         at = state.step - begin
         told = {name: told[name].at[at].set(x) for name, x in quantities.items()}
         kept = jax.tree.map(lambda x, y: jnp.where(good, x, y), new, state)
-        return kept, told, at + good, good, shuffled
+        return kept, told, at + good.astype(at.dtype), good, shuffled
 
     def unfinished(carry: Carry) -> Array:
         state, _, _, good, _ = carry

@@ -112,8 +112,11 @@ def _sum_over_leaf(
 def _leaves(
     components: Sequence[Any], centre: PyTree
 ) -> Iterator[tuple[list[Array], list[Array], Array]]:
-    """For every leaf: η and Λ of every batch, shapes (K, n) or (K, 1), and c, shape (n,)."""
+    """For every leaf that has entries: η and Λ of every batch, shapes (K, n) or (K, 1), and c,
+    shape (n,)."""
     for i, c in enumerate(jax.tree.leaves(centre)):
+        if not c.size:
+            continue
         linear = [jax.tree.leaves(q.linear)[i].reshape(-1, c.size) for q in components]
         precision = [
             jax.tree.leaves(q.precision)[i].reshape(-1, c.size)
