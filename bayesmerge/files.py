@@ -32,7 +32,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())
         if unfinished.stat().st_mode != permissions:
             unfinished.chmod(permissions)
-        os.replace(unfinished, target)
+        unfinished.replace(target)
     except OSError as error:
         raise _unwritten(error, path) from error
     finally:

@@ -3,12 +3,13 @@
 import collections
 import concurrent.futures
 import dataclasses
+import errno
 import functools
 import json
 import multiprocessing
 import os
 import pickle
-import resource
+import re
 import subprocess
 import sys
 import threading
@@ -30,8 +31,6 @@ from bayesmerge.checkpoints import load, save
 from bayesmerge.cli import app
 from bayesmerge.fingerprint import CODE, PYTHON, STATE, differences, fingerprint, settled
 from bayesmerge.fit import VON, Tilted, run
-from bayesmerge.fit.run import Checkpoint
-from bayesmerge.fit.run import State as FitState
 from bayesmerge.previews import record
 from bayesmerge.previews.executors import usable
 from bayesmerge.previews.explorer import explore
@@ -177,68 +176,82 @@ def test_paths_that_cannot_be_written_are_named(tmp_path, two, monkeypatch):
     assert not calls
 
 
-@pytest.fixture
-def full_disk():
-    """No file grows beyond 8 kB."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+FULL_DISK = """
+import json, resource, sys, warnings
+from pathlib import Path
+import jax.numpy as jnp, numpy as np, bayesmerge as bm
+from bayesmerge.cli.outputs import _draw
+from bayesmerge.files import whole
+from bayesmerge.fit.run import Checkpoint, State
+from bayesmerge.previews.explorer import explore
 
-    def fill():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8_192, before[1]))
+def save(path):
+    q = bm.IsotropicGaussian.from_mean_precision(jnp.ones(10_000), 1.0)
+    bm.checkpoints.save(path, {"a": q})
 
-    yield fill
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def save_preview(path):
+    bm.Preview({"loss": np.arange(10_000.0)}, np.ones((10_000, 1)), ("a",)).save(path)
 
+def save_page(path):
+    explore({"a": bm.Preview({"loss": np.arange(3.0)}, bm.simplex_grid(2, 0.5), ("a", "b"))}, path)
 
-def big_preview():
-    return bm.Preview({"loss": np.arange(10_000.0)}, np.ones((10_000, 1)), ("a",))
+def save_figure(path):
+    seen = bm.Preview({"loss": np.arange(3.0)}, bm.simplex_grid(2, 0.5), ("a", "b"))
+    with whole(path) as unfinished:
+        _draw(seen, unfinished, ".png")
 
-
-def draw_by_the_command_line(path):
-    from bayesmerge.cli.outputs import _draw
-
-    with files.whole(path) as unfinished:
-        _draw(seen(), unfinished, ".png")
-
-
-def save_a_fit(path):
-    state = FitState(jnp.array(1), jnp.zeros(2), jnp.ones(10_000))
+def save_fit(path):
+    state = State(jnp.array(1), jnp.zeros(2), jnp.ones(10_000))
     Checkpoint(path, {}).save(state, [{"loss": np.zeros(1)}])
 
+savers = {
+    "q.safetensors": save,
+    "p.nc": save_preview,
+    "p.html": save_page,
+    "p.png": save_figure,
+    "f.npz": save_fit,
+}
+folder = Path(sys.argv[1])
+for name in savers:
+    (folder / name).write_text("old")
+resource.setrlimit(resource.RLIMIT_FSIZE, (8_192, 8_192))
+found = {}
+for name, write in savers.items():
+    try:
+        write(folder / name)
+    except OSError as error:
+        found[name] = error.errno, error.filename, str(error), (folder / name).read_text()
+q = {"a": bm.IsotropicGaussian.from_mean_precision(jnp.zeros(2), 1.0)}
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always", UserWarning)
+    values = bm.preview(
+        q, np.ones((3_000, 1)), lambda t: t[0], save=folder / "sweep.nc", progress=False
+    ).values()
+found["sweep"] = [str(w.message) for w in said if w.category is UserWarning], len(values)
+print(json.dumps(found))
+"""
 
-@pytest.mark.parametrize(
-    ("name", "write"),
-    [
-        ("q.safetensors", lambda path: save(path, {"a": gaussian(jnp.ones(10_000))})),
-        ("p.nc", lambda path: big_preview().save(path)),
-        ("p.html", lambda path: explore({"a": seen()}, path)),
-        ("p.png", draw_by_the_command_line),
-        ("f.npz", save_a_fit),
-    ],
-)
-def test_a_full_disk_is_one_error_and_leaves_the_old_file(name, write, tmp_path, full_disk):
-    path = tmp_path / name
-    path.write_text("old")
-    full_disk()
-    with pytest.raises(OSError, match=rf"Nothing was written.*give another path.*{name}") as error:
-        write(path)
-    assert error.value.errno == 27
-    assert error.value.filename == str(path)
-    assert path.read_text() == "old"
-    assert [*tmp_path.iterdir()] == [path]
 
-
-def test_a_full_disk_loses_no_sweep(tmp_path, two, full_disk):
-    path = tmp_path / "p.nc"
-    weights = np.tile(WEIGHTS, (500, 1))
-
-    def metric(theta):
-        return theta[0]
-
-    full_disk()
-    with pytest.warns(UserWarning, match=r"goes on and is not saved.*p\.nc"):
-        found = bm.preview(two, weights, metric, save=path, progress=False)
-    assert np.isfinite(found.values()).all()
-    assert not any(tmp_path.iterdir())
+def test_a_full_disk_is_one_error_and_leaves_the_old_file(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    (warning,), count = found.pop("sweep")
+    assert re.search(r"the preview goes on and is not saved: .*sweep\.nc", warning)
+    assert count == 3_000
+    assert sorted(found) == ["f.npz", "p.html", "p.nc", "p.png", "q.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(found)
+    for name, (number, filename, text, content) in found.items():
+        assert number == errno.EFBIG
+        assert filename == str(tmp_path / name)
+        assert "Nothing was written. Free space" in text
+        assert content == "old"
 
 
 CONTENTS = {

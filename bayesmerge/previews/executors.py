@@ -148,7 +148,8 @@ def _explain(error: BaseException) -> NoReturn:
             "cannot import, as those typed into a notebook or a script without "
             "`if __name__ == '__main__':`. Define it in a module, or use a ThreadPoolExecutor."
         ) from error
-    is_of_pickle = isinstance(error, (TypeError, AttributeError)) and "pickle" in str(error)
+    is_of_pickle = any(text in str(error) for text in ("pickle", "local object"))
+    is_of_pickle &= isinstance(error, (TypeError, AttributeError))
     if is_of_pickle or isinstance(error, pickle.PicklingError):
         raise TypeError(
             f"the work cannot be sent to another process ({error}). Define the metric, and the "

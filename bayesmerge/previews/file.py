@@ -53,7 +53,7 @@ def require_storable(names: Iterable[str]) -> None:
 def write(table: Table, path: Path) -> None:
     """All of it, or the file stays as it was."""
     require_storable((*table.tasks, *table.metrics, *table.details))
-    content = _as_dataset(table).to_netcdf(engine="scipy")
+    content = bytes(_as_dataset(table).to_netcdf(engine="scipy"))
     with files.whole(path) as unfinished:
         unfinished.write_bytes(content)
 
