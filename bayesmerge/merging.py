@@ -3,7 +3,7 @@
 `merge` is that line, and `remove` undoes a part of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import equinox as eqx
@@ -84,7 +84,7 @@ def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
         return _lazy_product(qs, alpha, prior)
     merged = _weighted_product(qs, alpha, prior)
     if is_concrete((merged, alpha)):
-        _require_feasible(merged, qs, alpha, prior)
+        require_feasible(merged, lambda a: _weighted_product(qs, a, prior), alpha, prior)
     return merged
 
 
@@ -140,8 +140,10 @@ def _lazy_product(qs: list[Any], alpha: Array, prior: Any) -> Product:
     return Product([prior, *qs], jnp.concatenate([gamma, alpha], axis=-1))
 
 
-def _require_feasible(merged: Any, qs: list[Any], alpha: Array, prior: Any) -> None:
-    """An error that names the first weighting whose product is improper."""
+def require_feasible(
+    merged: Any, again: Callable[[Array], Any], alpha: Float[Array, "*A T"], prior: Any
+) -> None:
+    """An error that names the first weighting α whose product, `again(α)`, is improper."""
     gamma = 1 - jnp.sum(alpha, -1)
     takes_away = jnp.any(alpha < 0, -1) | ((gamma < -1e-6) & (prior is not None))
     if not jnp.any(takes_away):
@@ -157,7 +159,7 @@ def _require_feasible(merged: Any, qs: list[Any], alpha: Array, prior: Any) -> N
     which = f"weights {shown}" + (f" (row {row})" if alpha.ndim == 2 else "")
     raise ValueError(
         f"{which} take away more than there is: the merged posterior is improper, "
-        f"{_smallest(_weighted_product(qs, first, prior))}. {_remedy(qs, first, prior)}"
+        f"{_smallest(again(first))}. {_remedy(again, first, prior)}"
     )
 
 
@@ -170,19 +172,21 @@ def _smallest(merged: Any) -> str:
     return f"its smallest natural parameter is {smallest:.6g}"
 
 
-def _remedy(qs: list[Any], alpha: Array, prior: Any) -> str:
+def _remedy(again: Callable[[Array], Any], alpha: Array, prior: Any) -> str:
     if prior is None:
         return "Without a prior no scaling of the weights helps; pass `prior`."
-    scale = feasible_scale(qs, alpha, prior)
+    scale = feasible_scale(again, alpha)
+    if scale == 0:
+        return "The prior is improper itself: use a proper one, or weights ≥ 0 that sum to 1."
     return f"With this prior, scaling all weights by less than {scale:.6g} keeps it proper."
 
 
-def feasible_scale(qs: list[Any], alpha: Array, prior: Any) -> float:
-    """The largest s ≤ 1 for which p_0^{1−sΣα} Π q_t^{sα_t} is proper, found by bisection: the
-    natural parameters are affine in s and proper ones form a convex set."""
+def feasible_scale(again: Callable[[Array], Any], alpha: Float[Array, " T"]) -> float:
+    """The largest s ≤ 1 for which p_0^{1−sΣα} Π q_t^{sα_t}, `again(sα)`, is proper, found by
+    bisection: the natural parameters are affine in s and proper ones form a convex set."""
     low, high = 0.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2
-        proper = bool(jnp.all(_weighted_product(qs, middle * alpha, prior).is_proper()))
+        proper = bool(jnp.all(again(middle * alpha).is_proper()))
         low, high = (middle, high) if proper else (low, middle)
     return low

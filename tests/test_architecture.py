@@ -14,7 +14,7 @@ PACKAGE = Path(bm.__file__).parent
 FLOORS = (
     ("families",),
     ("mixtures",),
-    ("tasks", "fingerprint", "files"),
+    ("tasks", "fingerprint", "files", "lora", "points", "origins"),
     ("numpyro",),
     ("fit",),
     ("merging", "removal", "grid"),
