@@ -33,6 +33,7 @@ from bayesmerge.fit.optimise import (
     require_kinds,
     search,
 )
+from bayesmerge.origins import Origin, remember
 
 NEGLIGIBLE = 0.01
 """Distance from the mode, in posterior standard deviations, that goes without saying."""
@@ -164,10 +165,10 @@ def laplace(
     posterior, likelihood = require((posterior, likelihood), proper, message, smallest)
     tell(_warn_if_far, (distance, found.gradient_norm, found.steps))
     if include_prior:
-        return posterior
-    if exact is None:
-        return likelihood
-    return posterior / expand(exact, found.params, structure=structure)
+        return remember(posterior, Origin(target.prior if prior is None else prior))
+    if exact is not None:
+        likelihood = posterior / expand(exact, found.params, structure=structure)
+    return remember(likelihood, Origin(None))
 
 
 def _warn_if_far(distance: Any, gradient_norm: Any, steps: Any) -> None:
