@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_solve
-from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from bayesmerge.families.checks import (
@@ -31,6 +30,7 @@ from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.fit.conjugate_gradients import diagonal_of, solved
 from bayesmerge.fit.curvature import Kind, curvature_product, curvature_rows, require_known
 from bayesmerge.fit.curvature import curvature as curvature_of
 from bayesmerge.fit.optimise import (
@@ -46,7 +46,6 @@ Solver: TypeAlias = Literal["cholesky", "cg"]
 
 ENTRIES_AT_ONCE = 2**24
 GROUPS_AT_ONCE = 8
-TINY = 1e-37
 NEGLIGIBLE = 0.01
 """Distance from the mode, in posterior standard deviations, that goes without saying."""
 
@@ -112,10 +111,10 @@ def leave_out(
     groups, is_one = _groups(rows, target.num_examples)
     share = _as_weight(weight, params)
     if solver == "cg":
-        left, enough, distance, residual = _conjugate_gradients(
+        left, enough, distance, lengths = _conjugate_gradients(
             target, prior, params, groups, kind, method, share, max_steps
         )
-        tell(_warn_if_short, (residual,), tolerance=_cg_tolerance(Layout.of(params)))
+        tell(_warn_if_short, (lengths,))
     elif rows is None and kind != "hessian":
         left, enough, distance, _ = every_row(target, prior, params, kind, method, share)
     else:
@@ -318,18 +317,19 @@ def _conjugate_gradients(
     method: Without,
     weight: Float[Array, ""],
     max_steps: int,
-) -> tuple[PyTree, Bool[Array, " G"], Float[Array, ""], Float[Array, " G"]]:
-    """θ_0 + H̄_∖S⁻¹∇ℓ_S from products with H̄_∖S, whether they met no negative curvature, how far
-    θ_0 is from the mode, and the relative residuals left."""
+) -> tuple[PyTree, Bool[Array, " G"], Float[Array, ""], Float[Array, "G 2"]]:
+    """θ_0 + H̄_∖S⁻¹∇ℓ_S from products with H̄_∖S, whether these determine it, how far θ_0 is from
+    the mode, and the lengths of the steps and of what is missing of them."""
     layout = Layout.of(params)
-    tolerance = _cg_tolerance(layout)
+    options: Any = {"tolerance": _cg_tolerance(layout), "max_steps": max_steps}
+    diagonal = diagonal_of(target, prior, params, kind)
 
     def whole(vector: Float[Array, " P"]) -> Float[Array, " P"]:
         v = layout.unravel(vector)
         product = layout.ravel(curvature_product(target, params, v, kind))
         return product if prior is None else product + layout.ravel(prior.multiply(v))
 
-    def one(rows: Int[Array, " n"]) -> tuple[PyTree, Bool[Array, ""], Float[Array, ""]]:
+    def one(rows: Int[Array, " n"]) -> tuple[PyTree, Bool[Array, ""], Float[Array, " 2"]]:
         part = _subset(target, rows)
         gradient = weight * layout.ravel(part.value_and_gradient(params)[1])
 
@@ -339,16 +339,14 @@ def _conjugate_gradients(
             gone = curvature_product(part, params, layout.unravel(vector), kind)
             return whole(vector) - weight * layout.ravel(gone)
 
-        step, _ = cg(remaining, gradient, tol=tolerance, maxiter=max_steps)
-        length = jnp.maximum(jnp.linalg.norm(gradient), TINY)
-        residual = jnp.linalg.norm(gradient - remaining(step)) / length
-        upwards = jnp.all(jnp.isfinite(step)) & (gradient @ step >= 0)
-        return _added(params, layout, step), upwards, residual
+        found = solved(remaining, diagonal, gradient, **options)
+        lengths = jnp.stack([found.length, found.missing]) / layout.size**0.5
+        return _added(params, layout, found.x), found.determined, lengths
 
     gradient = layout.ravel(Objective(target, prior).value_and_gradient(params)[1])
-    away, _ = cg(whole, gradient, tol=0.1, maxiter=max_steps)
-    left, upwards, residual = jax.lax.map(one, groups, batch_size=GROUPS_AT_ONCE)
-    return left, upwards, jnp.sqrt(jnp.abs(gradient @ away) / layout.size), residual
+    away = solved(whole, diagonal, gradient, **options | {"tolerance": 0.1})
+    left, enough, lengths = jax.lax.map(one, groups, batch_size=GROUPS_AT_ONCE)
+    return left, enough, away.length / layout.size**0.5, lengths
 
 
 def warn_if_far(distance: Any) -> None:
@@ -366,12 +364,17 @@ def _cg_tolerance(layout: Layout) -> float:
     return max(float(jnp.finfo(dtype).eps) for dtype in layout.dtypes) ** 0.75
 
 
-def _warn_if_short(residual: Any, tolerance: float) -> None:
-    worst = float(np.max(residual))
-    if not worst <= 100 * tolerance:
+def _warn_if_short(lengths: Any) -> None:
+    length, missing = np.moveaxis(np.asarray(lengths), -1, 0)
+    short = ~(missing <= NEGLIGIBLE * length)
+    if short.any():
+        worst = int(np.argmax(np.where(short, missing, 0)))
         warnings.warn(
-            f"conjugate gradients left a relative residual of {worst:.2g}. Allow more `max_steps`, "
-            "use a stronger prior, scale the inputs, or use solver='cholesky'.",
+            f"conjugate gradients stopped about {missing[worst]:.2g} posterior standard deviations "
+            f"(root mean square) short of the parameters without the rows, on a way of "
+            f"{length[worst]:.2g}, for {short.sum()} of {len(short)} groups. Allow more "
+            "`max_steps`, centre the inputs, use a stronger prior or float64, or use "
+            "solver='cholesky'.",
             ConvergenceWarning,
             stacklevel=4,
         )
