@@ -34,6 +34,7 @@ from bayesmerge.fit.conjugate_gradients import diagonal_of, solved
 from bayesmerge.fit.curvature import Kind, curvature_product, curvature_rows, require_known
 from bayesmerge.fit.curvature import curvature as curvature_of
 from bayesmerge.fit.optimise import (
+    NEGLIGIBLE,
     Method,
     Objective,
     require_kinds,
@@ -46,8 +47,6 @@ Solver: TypeAlias = Literal["cholesky", "cg"]
 
 ENTRIES_AT_ONCE = 2**24
 GROUPS_AT_ONCE = 8
-NEGLIGIBLE = 0.01
-"""Distance from the mode, in posterior standard deviations, that goes without saying."""
 
 
 def leave_out(

@@ -83,7 +83,7 @@ def solved(
 
     def corrected(state: tuple[Array, Array, Array, Array, Array]) -> Any:
         x, _, weakest, steps, count = state
-        residual = unit - jnp.where(count > 0, 1, 0) * scaled(x)
+        residual = unit - scaled(x)
         part, missing, weak, taken = _solve(scaled, residual, short, max_steps - steps, repeat)
         moved = jnp.sqrt(jnp.maximum(part @ scaled(part), 0))
         missing = jnp.where(count > 0, jnp.maximum(moved, missing), missing)
@@ -96,7 +96,7 @@ def solved(
         return going & (count < CORRECTIONS) & (steps < max_steps) & (weakest > 0)
 
     zero, infinity = jnp.zeros_like(unit), jnp.asarray(jnp.inf, unit.dtype)
-    first = corrected((zero, infinity, infinity, jnp.array(0), jnp.array(0)))
+    first = (zero, infinity, infinity, jnp.array(0), jnp.array(0))
     x, missing, weakest, _, _ = repeat(unfinished, corrected, first)
     length = jnp.sqrt(jnp.maximum(unit @ x, 0))
     rounding = 20 * len(b) ** 0.5 * float(jnp.finfo(b.dtype).eps)

@@ -27,6 +27,7 @@ from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Kind, Structure, curvature
 from bayesmerge.fit.expand import expand, quadratic
 from bayesmerge.fit.optimise import (
+    NEGLIGIBLE,
     Method,
     Mode,
     Objective,
@@ -34,9 +35,6 @@ from bayesmerge.fit.optimise import (
     search,
 )
 from bayesmerge.origins import Origin, remember
-
-NEGLIGIBLE = 0.01
-"""Distance from the mode, in posterior standard deviations, that goes without saying."""
 
 NODES, NODE_WEIGHTS = (x / 2 for x in np.polynomial.legendre.leggauss(3))
 """Of the integral over s ∈ [0, 1] by Gauss and Legendre: s − ½, and the weights."""
@@ -191,7 +189,8 @@ def _trained(target: AbstractTarget, prior: AbstractGaussian | None, params: PyT
     params = require_finite(params, "params")
     target.check(params)
     loss, gradient = Objective(target, prior).value_and_gradient(params)
-    return Mode(params, loss, gradient, jnp.array(0), jnp.array(True))
+    unknown = jnp.full((), jnp.nan, loss.dtype)
+    return Mode(params, loss, gradient, jnp.array(0), jnp.array(True), unknown)
 
 
 def _posterior_at(
