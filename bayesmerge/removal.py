@@ -10,7 +10,7 @@ the mode of `remove(q, expand(part, θ_0))`, exact for least squares (GMA-14, Co
 """
 
 import warnings
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -41,12 +41,15 @@ from bayesmerge.fit.optimise import (
     search,
 )
 from bayesmerge.fit.target import Prior, Target
+from bayesmerge.fit.undetermined import explained
 
 Without: TypeAlias = Literal["newton", "influence"]
 Solver: TypeAlias = Literal["cholesky", "cg"]
 
 ENTRIES_AT_ONCE = 2**24
 GROUPS_AT_ONCE = 8
+NAMED_UP_TO = 2000
+"""Parameters of which errors name those that are undetermined: that takes a matrix."""
 
 
 def leave_out(
@@ -119,7 +122,7 @@ def leave_out(
     else:
         left, enough, distance = _every_group(target, prior, params, groups, kind, method, share)
     tell(warn_if_far, (distance,))
-    left = require_determined(left, enough, kind)
+    left = require_determined(left, enough, Fit(target, prior, params, kind, share, method), groups)
     return jax.tree.map(lambda x: x[0], left) if is_one else left
 
 
@@ -383,19 +386,48 @@ def _rounding(precision: Float[Array, "P P"]) -> float:
     return 20 * len(precision) ** 0.5 * float(jnp.finfo(precision.dtype).eps)
 
 
-def require_determined(left: PyTree, enough: Bool[Array, " G"], kind: Kind) -> PyTree:
-    remedy = ", or curvature='ggn', which is never indefinite" if kind == "hessian" else ""
+class Fit(NamedTuple):
+    """What rows are removed from, and how."""
+
+    target: Target
+    prior: AbstractGaussian | None
+    params: PyTree
+    kind: Kind
+    weight: Float[Array, ""]
+    method: Without
+
+
+def require_determined(
+    left: PyTree, enough: Bool[Array, " G"], fit: Fit, groups: Int[Array, "G n"]
+) -> PyTree:
+    """`left`, or an error that names what is undetermined without rows."""
     message = (
         "without these rows the rest of the data and the prior leave the parameters undetermined "
-        "(the remaining precision is not positive definite). Remove fewer rows, leave parameters "
-        f"out, or use a prior or a stronger one{remedy}."
+        "(the remaining precision is not positive definite)."
     )
 
     def which() -> str:
         bad = np.flatnonzero(~np.asarray(enough))
-        return f"So it is for {len(bad)} of {len(enough)} groups, the first being group {bad[0]}."
+        some = f"So it is for {len(bad)} of {len(enough)} groups, the first being group {bad[0]}."
+        if Layout.of(fit.params).size > NAMED_UP_TO:
+            return f"{some} Remove fewer rows, leave parameters out, or use a stronger prior."
+        target, prior, params, kind = fit.target, fit.prior, fit.params, fit.kind
+        precision = posterior_at(target, prior, params, kind).precision
+        whole = _is_determined(precision)
+        if whole and fit.method == "newton":
+            gone = curvature_of(_subset(target, groups[bad[0]]), params, kind)
+            precision = precision - fit.weight * gone
+        before = "Remove fewer rows." if whole else "They are so with all rows, too."
+        why = explained(target, params, kind, precision, prior is not None)
+        return f"{some} {before} {why}"
 
     return require(left, jnp.all(enough), message, which)
+
+
+def _is_determined(precision: Float[Array, "P P"]) -> bool:
+    lower = jnp.linalg.cholesky(precision)
+    pivots = jnp.diag(lower) ** 2 / jnp.diag(precision)
+    return bool(jnp.min(pivots) > _rounding(precision))
 
 
 def _gaussian(prior: Prior) -> AbstractGaussian | None:

@@ -19,6 +19,7 @@ from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import (
     ConvergenceWarning,
     all_finite,
+    is_concrete,
     require,
     require_finite,
     tell,
@@ -197,6 +198,9 @@ def require_kinds(target: Any, prior: Any) -> None:
             "e.g. `IsotropicGaussian.from_mean_precision(params, 1.0)`, a target whose loss is "
             "−log p_0, or None."
         )
+    for given in (prior, target.prior):
+        if isinstance(given, AbstractGaussian) and is_concrete(given):
+            require_finite(given, "prior")
 
 
 def _start(target: AbstractTarget, prior: AbstractGaussian | None, start: PyTree | None) -> PyTree:
