@@ -81,7 +81,9 @@ def influence(
     kind, prior, params = prepared(target, prior, params, curvature, "cholesky")
     if kind == "hessian":
         ggn = "'ggn' or " if target.has_model else ""
-        made = "" if target.has_model else " (or make the target by `Target.supervised`, for the GGN)"
+        made = (
+            "" if target.has_model else " (or make the target by `Target.supervised`, for the GGN)"
+        )
         raise ValueError(
             f"leverages need a curvature with a root: use curvature={ggn}'squared_gradients'{made}."
         )

@@ -57,9 +57,8 @@ def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
     **Warns** where posteriors that were fitted in this process are known to hold a prior that
     `prior` leaves counted another number of times than once.
 
-    **Raises** `ValueError` for posteriors or weights that are not finite, weights of another length,
-    or (for a negative weight or
-    γ) so far out that the result is improper: then with the smallest eigenvalue or entry of the
+    **Raises** `ValueError` for posteriors or weights that are not finite, weights of another
+    length, or (for a negative weight or γ) so far out that the result is improper: then with the smallest eigenvalue or entry of the
     precision and the largest feasible scale of α. Under `jit` that last error comes from `mode()`.
 
     ```python
@@ -160,8 +159,8 @@ def warn_of_priors(
             )
         elif any(holds[t] and differ(origins[t].prior, prior) for t in range(len(qs))):
             message = (
-                "`prior` is not the prior that the posteriors were fitted with, which thus stays in "
-                "the product: pass that one. To change it multiply afterwards by new / old."
+                "`prior` is not the prior that the posteriors were fitted with, which thus stays "
+                "in the product: pass that one. To change it multiply afterwards by new / old."
             )
     if message is not None:
         warnings.warn(message, stacklevel=stacklevel)
@@ -278,8 +277,8 @@ def _without_task(posterior: Any, origin: Origin | None, name: str, weight: Arra
     prior, own = origin.prior, origin_of(q)
     if prior is None and not (own is not None and own.knows_prior):
         raise ValueError(
-            f"the posterior of '{name}' was merged without `prior`, and whether it holds one is not "
-            "known. Pass its likelihood factor: q / prior, or q itself where it holds none."
+            f"the posterior of '{name}' was merged without `prior`, and whether it holds one is "
+            "not known. Pass its likelihood factor: q / prior, or q itself where it holds none."
         )
     prior = own.prior if prior is None and own is not None else prior
     factor = likelihood_factor(q, None if is_flat(prior) else prior)

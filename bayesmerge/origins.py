@@ -1,5 +1,5 @@
-"""What is remembered of posteriors that this process has made: the prior in them, and of merged ones
-the parts. It is kept beside the objects, by identity, and so is lost by copies, pickles, files, and
+"""What is remembered of posteriors that this process has made: the prior in them, and of merged
+ones the parts. It is kept beside the objects, by identity, and so is lost by copies, pickles, files, and
 whatever is computed from them.
 """
 

@@ -1,4 +1,4 @@
-r"""Products of Gaussians around points, $\prod_f \mathcal N(\theta_f, P_f^{-1})^{e_f}$, of the size of
+r"""Products of Gaussians around points, $\prod_f \mathcal N(\theta_f, P_f^{-1})^{e_f}$, as large as
 whole models: one pass over the parameters, leaf by leaf, that neither copies nor holds factors.
 
 They are defined where no factor has any precision, too: the product is there centred on an average
@@ -68,7 +68,9 @@ def multiplied(
     """
     layout = Layout.of(points[0].value, points[0].name)
     for point in points[1:]:
-        layout.require_same(Layout.of(point.value, point.name), f"{points[0].name} and {point.name}")
+        layout.require_same(
+            Layout.of(point.value, point.name), f"{points[0].name} and {point.name}"
+        )
     kinds = [_family(precision, layout) for precision in precisions]
     family: Any = max([*kinds, *([] if also is None else [type(also)])], key=lambda f: f.breadth)
     which = tuple(factors)
@@ -80,7 +82,7 @@ def multiplied(
         extra = None if also is None else _natural_matrix(also, layout)
         found, sound = _product(thetas, matrices, which, exponents, shares, extra, power, True)
         linear: Any = _unravelled(layout, found.linear)
-        merged = FullGaussian(linear=linear, precision=found.precision, layout=layout)
+        merged: Any = FullGaussian(linear=linear, precision=found.precision, layout=layout)
         return _checked(merged, [sound], points, precisions)
     leaves = [jax.tree.leaves(point.value) for point in points]
     stiffness = [
@@ -132,20 +134,19 @@ def _product(
 ) -> tuple[Natural, _Sound]:
     def one(e: Array, shares: Array, power: Array | None) -> Natural:
         e = e.astype(means[0].dtype)
-        linear, precision, known = 0.0, 0.0, 0.0
+        linear: Any = 0.0
+        precision: Any = 0.0
+        known: Any = 0.0
         for f, (i, j) in enumerate(factors):
             weighed = e[f] * precisions[j]
             precision = precision + weighed
             linear = linear + (weighed @ means[i] if full else weighed * means[i])
-            known = known + jnp.abs(weighed)
+            known = known + jnp.abs(e[f]) * precisions[j]
         if also is not None and power is not None:
             gamma = power.astype(means[0].dtype)
             linear, precision = linear + gamma * also.linear, precision + gamma * also.precision
             known = known + jnp.abs(gamma) * also.precision
-        if full:
-            known = sum(jnp.abs(e[f]) * precisions[j] for f, (_, j) in enumerate(factors))
-            known = known if also is None else known + jnp.abs(gamma) * also.precision
-        centre = sum(s.astype(x.dtype) * x for s, x in zip(shares, means, strict=True))
+        centre: Any = sum(s.astype(x.dtype) * x for s, x in zip(shares, means, strict=True))
         complete = _complete_matrix if full else _complete
         return complete(Natural(linear, precision), known, centre)
 

@@ -99,8 +99,8 @@ def laplace(
     Not differentiable: gradients through the search for θ_t are not defined.
 
     **Warns** when θ_t is further than 0.01 posterior standard deviations (root mean square over the
-    parameters, by the curvature used) from the mode, and says how far; and when `towards` is further
-    than 10⁴.
+    parameters, by the curvature used) from the mode, and says how far; and when `towards` is
+    further than 10⁴.
 
     **Raises** `ValueError` for a loss that is not per example, data or parameters that are not
     finite, `towards` of another shape than θ, and a curvature that with the prior is not positive
@@ -158,8 +158,8 @@ def laplace(
         )
     else:
         remedy = (
-            f"A curvature of kind '{kind}' is never indefinite, so it is singular but for rounding. "
-            f"{needed}: there are more parameters than data, columns are collinear, or classes "
+            f"A curvature of kind '{kind}' is never indefinite, so it is singular but for rounding"
+            f". {needed}: there are more parameters than data, columns are collinear, or classes "
             "are separated, so that the curvature vanishes where the labels are certain."
         )
     message = (
@@ -203,8 +203,8 @@ def _warn_if_far(distance: Any, steps: Any, is_given: bool) -> None:
         return
     if is_given:
         message = (
-            f"params are more than {_rounded_down(float(distance)):g} posterior standard deviations "
-            "(root mean square) from the mode, as those of models that were stopped early are. The "
+            f"params are more than {_rounded_down(float(distance)):g} posterior standard "
+            "deviations (root mean square) from the mode, as those of models that were stopped early are. The "
             "posterior is centred on them all the same, and leaves out the gradient there: a merge "
             "of such posteriors is off by about as much. For merging keep the gradient, `prior * "
             "expand(target, params)`, whose mode is a Newton step ahead; or train to a minimum of "
@@ -213,8 +213,8 @@ def _warn_if_far(distance: Any, steps: Any, is_given: bool) -> None:
     else:
         message = (
             f"these parameters are {float(distance):.2g} posterior standard deviations (root mean "
-            f"square) from the mode, after {int(steps)} steps. The posterior is centred on them all "
-            "the same. Allow more `max_steps`, start closer, or centre the inputs."
+            f"square) from the mode, after {int(steps)} steps. The posterior is centred on them "
+            "all the same. Allow more `max_steps`, start closer, or centre the inputs."
         )
     warnings.warn(message, ConvergenceWarning, stacklevel=4)
 

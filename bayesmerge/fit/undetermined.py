@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.families.layout import Layout
 from bayesmerge.fit.abstract_target import AbstractTarget
@@ -17,7 +17,7 @@ NEARLY_CERTAIN = 0.02
 SHOWN = 6
 
 
-def weakest_direction(precision: Float[np.ndarray, "P P"]) -> Float[np.ndarray, " P"]:
+def weakest_direction(precision: Float[Array, "P P"]) -> Float[np.ndarray, " P"]:
     """The direction in which a precision, scaled to a unit diagonal, is weakest: its entries in
     units of 1/√Λ_pp, the largest ±1."""
     matrix = np.asarray(precision, float)
@@ -56,8 +56,8 @@ def explained(
         told.append(f"Nothing determines {entries(layout, direction)}.")
     elif len(moved):
         told.append(
-            f"Undetermined is a combination of {entries(layout, direction)}, as where their columns "
-            "are collinear: leave one of them out."
+            f"Undetermined is a combination of {entries(layout, direction)}, as where their "
+            "columns are collinear: leave one of them out."
         )
     if is_separated(target, params):
         told.append(
