@@ -48,6 +48,8 @@ Solver: TypeAlias = Literal["cholesky", "cg"]
 
 ENTRIES_AT_ONCE = 2**24
 GROUPS_AT_ONCE = 8
+NOTHING = 1e-6
+"""Posterior standard deviations that nobody misses."""
 NAMED_UP_TO = 2000
 """Parameters of which errors name those that are undetermined: that takes a matrix."""
 
@@ -368,7 +370,7 @@ def _cg_tolerance(layout: Layout) -> float:
 
 def _warn_if_short(lengths: Any) -> None:
     length, missing = np.moveaxis(np.asarray(lengths), -1, 0)
-    short = ~(missing <= NEGLIGIBLE * length)
+    short = ~((missing <= NEGLIGIBLE * length) | (missing < NOTHING))
     if short.any():
         worst = int(np.argmax(np.where(short, missing, 0)))
         warnings.warn(
