@@ -1,6 +1,6 @@
 """What is remembered of posteriors that this process has made: the prior in them, and of merged
-ones the parts. It is kept beside the objects, by identity, and so is lost by copies, pickles, files, and
-whatever is computed from them.
+ones the parts. It is kept beside the objects, by identity, and so is lost by copies, pickles, files
+and whatever is computed from them.
 """
 
 import weakref

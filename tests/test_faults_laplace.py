@@ -105,9 +105,9 @@ def test_a_row_that_alone_determines_a_parameter_is_told_from_collinearity():
     rng = np.random.default_rng(0)
     x, y = np.column_stack([rng.normal(size=(20, 2)), np.eye(20)[0]]), rng.normal(size=20)
     params = jnp.asarray(np.linalg.lstsq(x, y, rcond=None)[0])
-    for solver in ("cholesky", "cg"):
+    for rows in (None, [0]):
         with pytest.raises(ValueError, match=r"Nothing determines theta\[2\]"):
-            bm.leave_out(least_squares(x, y), [0], params=params, solver=solver)
+            bm.leave_out(least_squares(x, y), rows, params=params)
 
 
 def test_separated_classes_are_named_and_no_curvature_in_use_is_advised():
