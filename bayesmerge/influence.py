@@ -15,6 +15,7 @@ from bayesmerge.families.show import number, safely, table
 from bayesmerge.fit.curvature import Kind
 from bayesmerge.fit.target import Target
 from bayesmerge.removal import (
+    Fit,
     every_row,
     posterior_at,
     prepared,
@@ -95,16 +96,20 @@ def influence(
     """
     kind, prior, params = prepared(target, prior, params, curvature, "cholesky")
     if kind == "hessian":
+        ggn = "'ggn' or " if target.has_model else ""
+        made = (
+            "" if target.has_model else " (or make the target by `Target.supervised`, for the GGN)"
+        )
         raise ValueError(
-            "leverages need a curvature with a root: make the target by `Target.supervised` for "
-            "the GGN, or use curvature='squared_gradients'."
+            f"leverages need a curvature with a root: use curvature={ggn}'squared_gradients'{made}."
         )
     if dispersion is not None and not 0 < dispersion < np.inf:
         raise ValueError(f"dispersion is {dispersion}, and a variance is positive and finite.")
     one = jnp.ones((), jnp.result_type(*jax.tree.leaves(params)))
     left, enough, distance, leverage = every_row(target, prior, params, kind, "newton", one)
     tell(warn_if_far, (distance,))
-    left = require_determined(left, enough, kind)
+    fit = Fit(target, prior, params, kind, one, "newton")
+    left = require_determined(left, enough, fit, jnp.arange(len(enough))[:, None])
     dfbeta = jax.tree.map(lambda x, y: x[None] - y, params, left)
     q = posterior_at(target, prior, params, kind)
     overall, without = _dispersions(target, prior, params, leverage, dispersion)

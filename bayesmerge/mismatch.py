@@ -26,7 +26,7 @@ from bayesmerge.families.layout import as_arrays
 from bayesmerge.families.show import safely, table
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.optimise import require_kinds
-from bayesmerge.merging import merge
+from bayesmerge.merging import combined, merge
 from bayesmerge.tasks import as_weights, matched, named
 
 
@@ -190,6 +190,7 @@ def _as_posterior(q: Any, prior: AbstractGaussian | None, name: str) -> Abstract
         )
     params, layout = as_arrays(q, f"posteriors['{name}']")
     prior.layout.require_same(layout, f"prior and posteriors['{name}']")
+    params = require_finite(params, f"posteriors['{name}']")
     return eqx.tree_at(lambda p: p.linear, prior, prior.multiply(params))
 
 
@@ -200,7 +201,7 @@ def _closed_form(losses: list[Any], alpha: Array, prior: AbstractGaussian | None
             "`find_mode(JointTarget(targets, weights), prior).params`. For an estimate without "
             "joint training pass Gaussian posteriors as `losses`."
         )
-    return merge(losses, alpha, prior).mode()
+    return combined(losses, alpha, prior).mode()
 
 
 def _point(params: PyTree, product: AbstractGaussian, what: str) -> PyTree:

@@ -10,13 +10,12 @@ the mode of `remove(q, expand(part, θ_0))`, exact for least squares (GMA-14, Co
 """
 
 import warnings
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from bayesmerge.arrays import to_numpy
@@ -31,15 +30,18 @@ from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.fit.conjugate_gradients import diagonal_of, solved
 from bayesmerge.fit.curvature import Kind, curvature_product, curvature_rows, require_known
 from bayesmerge.fit.curvature import curvature as curvature_of
 from bayesmerge.fit.optimise import (
+    NEGLIGIBLE,
     Method,
     Objective,
     require_kinds,
     search,
 )
 from bayesmerge.fit.target import Prior, Target
+from bayesmerge.fit.undetermined import explained
 from bayesmerge.linear_algebra import cho_solve, cholesky
 
 Without: TypeAlias = Literal["newton", "influence"]
@@ -47,9 +49,10 @@ Solver: TypeAlias = Literal["cholesky", "cg"]
 
 ENTRIES_AT_ONCE = 2**24
 GROUPS_AT_ONCE = 8
-TINY = 1e-37
-NEGLIGIBLE = 0.01
-"""Distance from the mode, in posterior standard deviations, that goes without saying."""
+NOTHING = 1e-6
+"""Posterior standard deviations that nobody misses."""
+NAMED_UP_TO = 2000
+"""Parameters of which errors name those that are undetermined: that takes a matrix."""
 
 
 def leave_out(
@@ -113,16 +116,16 @@ def leave_out(
     groups, is_one = _groups(rows, target.num_examples)
     share = _as_weight(weight, params)
     if solver == "cg":
-        left, enough, distance, residual = _conjugate_gradients(
+        left, enough, distance, lengths = _conjugate_gradients(
             target, prior, params, groups, kind, method, share, max_steps
         )
-        tell(_warn_if_short, (residual,), tolerance=_cg_tolerance(Layout.of(params)))
+        tell(_warn_if_short, (lengths,))
     elif rows is None and kind != "hessian":
         left, enough, distance, _ = every_row(target, prior, params, kind, method, share)
     else:
         left, enough, distance = _every_group(target, prior, params, groups, kind, method, share)
     tell(warn_if_far, (distance,))
-    left = require_determined(left, enough, kind)
+    left = require_determined(left, enough, Fit(target, prior, params, kind, share, method), groups)
     return jax.tree.map(lambda x: x[0], left) if is_one else left
 
 
@@ -320,18 +323,19 @@ def _conjugate_gradients(
     method: Without,
     weight: Float[Array, ""],
     max_steps: int,
-) -> tuple[PyTree, Bool[Array, " G"], Float[Array, ""], Float[Array, " G"]]:
-    """θ_0 + H̄_∖S⁻¹∇ℓ_S from products with H̄_∖S, whether they met no negative curvature, how far
-    θ_0 is from the mode, and the relative residuals left."""
+) -> tuple[PyTree, Bool[Array, " G"], Float[Array, ""], Float[Array, "G 2"]]:
+    """θ_0 + H̄_∖S⁻¹∇ℓ_S from products with H̄_∖S, whether these determine it, how far θ_0 is from
+    the mode, and the lengths of the steps and of what is missing of them."""
     layout = Layout.of(params)
-    tolerance = _cg_tolerance(layout)
+    options: Any = {"tolerance": _cg_tolerance(layout), "max_steps": max_steps}
+    diagonal = diagonal_of(target, prior, params, kind)
 
     def whole(vector: Float[Array, " P"]) -> Float[Array, " P"]:
         v = layout.unravel(vector)
         product = layout.ravel(curvature_product(target, params, v, kind))
         return product if prior is None else product + layout.ravel(prior.multiply(v))
 
-    def one(rows: Int[Array, " n"]) -> tuple[PyTree, Bool[Array, ""], Float[Array, ""]]:
+    def one(rows: Int[Array, " n"]) -> tuple[PyTree, Bool[Array, ""], Float[Array, " 2"]]:
         part = _subset(target, rows)
         gradient = weight * layout.ravel(part.value_and_gradient(params)[1])
 
@@ -341,16 +345,14 @@ def _conjugate_gradients(
             gone = curvature_product(part, params, layout.unravel(vector), kind)
             return whole(vector) - weight * layout.ravel(gone)
 
-        step, _ = cg(remaining, gradient, tol=tolerance, maxiter=max_steps)
-        length = jnp.maximum(jnp.linalg.norm(gradient), TINY)
-        residual = jnp.linalg.norm(gradient - remaining(step)) / length
-        upwards = jnp.all(jnp.isfinite(step)) & (gradient @ step >= 0)
-        return _added(params, layout, step), upwards, residual
+        found = solved(remaining, diagonal, gradient, **options)
+        lengths = jnp.stack([found.length, found.missing]) / layout.size**0.5
+        return _added(params, layout, found.x), found.determined, lengths
 
     gradient = layout.ravel(Objective(target, prior).value_and_gradient(params)[1])
-    away, _ = cg(whole, gradient, tol=0.1, maxiter=max_steps)
-    left, upwards, residual = jax.lax.map(one, groups, batch_size=GROUPS_AT_ONCE)
-    return left, upwards, jnp.sqrt(jnp.abs(gradient @ away) / layout.size), residual
+    away = solved(whole, diagonal, gradient, **options | {"tolerance": 0.1})
+    left, enough, lengths = jax.lax.map(one, groups, batch_size=GROUPS_AT_ONCE)
+    return left, enough, away.length / layout.size**0.5, lengths
 
 
 def warn_if_far(distance: Any) -> None:
@@ -368,12 +370,17 @@ def _cg_tolerance(layout: Layout) -> float:
     return max(float(jnp.finfo(dtype).eps) for dtype in layout.dtypes) ** 0.75
 
 
-def _warn_if_short(residual: Any, tolerance: float) -> None:
-    worst = float(np.max(residual))
-    if not worst <= 100 * tolerance:
+def _warn_if_short(lengths: Any) -> None:
+    length, missing = np.moveaxis(np.asarray(lengths), -1, 0)
+    short = ~((missing <= NEGLIGIBLE * length) | (missing < NOTHING))
+    if short.any():
+        worst = int(np.argmax(np.where(short, missing, 0)))
         warnings.warn(
-            f"conjugate gradients left a relative residual of {worst:.2g}. Allow more `max_steps`, "
-            "use a stronger prior, scale the inputs, or use solver='cholesky'.",
+            f"conjugate gradients stopped about {missing[worst]:.2g} posterior standard deviations "
+            f"(root mean square) short of the parameters without the rows, on a way of "
+            f"{length[worst]:.2g}, for {short.sum()} of {len(short)} groups. Allow more "
+            "`max_steps`, centre the inputs, use a stronger prior or float64, or use "
+            "solver='cholesky'.",
             ConvergenceWarning,
             stacklevel=4,
         )
@@ -383,19 +390,48 @@ def _rounding(precision: Float[Array, "P P"]) -> float:
     return 20 * len(precision) ** 0.5 * float(jnp.finfo(precision.dtype).eps)
 
 
-def require_determined(left: PyTree, enough: Bool[Array, " G"], kind: Kind) -> PyTree:
-    remedy = ", or curvature='ggn', which is never indefinite" if kind == "hessian" else ""
+class Fit(NamedTuple):
+    """What rows are removed from, and how."""
+
+    target: Target
+    prior: AbstractGaussian | None
+    params: PyTree
+    kind: Kind
+    weight: Float[Array, ""]
+    method: Without
+
+
+def require_determined(
+    left: PyTree, enough: Bool[Array, " G"], fit: Fit, groups: Int[Array, "G n"]
+) -> PyTree:
+    """`left`, or an error that names what is undetermined without rows."""
     message = (
         "without these rows the rest of the data and the prior leave the parameters undetermined "
-        "(the remaining precision is not positive definite). Remove fewer rows, leave parameters "
-        f"out, or use a prior or a stronger one{remedy}."
+        "(the remaining precision is not positive definite)."
     )
 
     def which() -> str:
         bad = np.flatnonzero(~np.asarray(enough))
-        return f"So it is for {len(bad)} of {len(enough)} groups, the first being group {bad[0]}."
+        some = f"So it is for {len(bad)} of {len(enough)} groups, the first being group {bad[0]}."
+        if Layout.of(fit.params).size > NAMED_UP_TO:
+            return f"{some} Remove fewer rows, leave parameters out, or use a stronger prior."
+        target, prior, params, kind = fit.target, fit.prior, fit.params, fit.kind
+        precision = posterior_at(target, prior, params, kind).precision
+        whole = _is_determined(precision)
+        if whole and fit.method == "newton":
+            gone = curvature_of(_subset(target, groups[bad[0]]), params, kind)
+            precision = precision - fit.weight * gone
+        before = "Remove fewer rows." if whole else "They are so with all rows, too."
+        why = explained(target, params, kind, precision, prior is not None)
+        return f"{some} {before} {why}"
 
     return require(left, jnp.all(enough), message, which)
+
+
+def _is_determined(precision: Float[Array, "P P"]) -> bool:
+    lower = cholesky(precision)
+    pivots = jnp.diag(lower) ** 2 / jnp.diag(precision)
+    return bool(jnp.min(pivots) > _rounding(precision))
 
 
 def _gaussian(prior: Prior) -> AbstractGaussian | None:

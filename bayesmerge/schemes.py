@@ -1,21 +1,27 @@
-"""Merging schemes by name: each a choice of q_t and p_0, and then `merge` or `remove`."""
+"""Merging schemes by name: each a choice of q_t and p_0, and then their product as in `merge`.
 
+Where no factor has any precision, nothing is known of an entry (a blank pixel, a dead unit): it
+keeps the plain average of the parameters, or the base.
+"""
+
+import functools
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.arrays import as_array
-from bayesmerge.families.checks import require, smallest
-from bayesmerge.families.diagonal import DiagonalGaussian
-from bayesmerge.families.full import FullGaussian
+from bayesmerge.families.checks import is_concrete, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.isotropic import IsotropicGaussian
-from bayesmerge.families.layout import as_arrays
-from bayesmerge.merging import Weights, merge, remove
-from bayesmerge.tasks import matched, named
+from bayesmerge.lora import warn_of_factors
+from bayesmerge.merging import Weights, require_feasible
+from bayesmerge.points import Factor, Named, multiplied
+from bayesmerge.tasks import as_weights, matched, named
+
+ONE = Named("one", 1.0)
 
 
 def average(params: Any, weights: Weights) -> IsotropicGaussian:
@@ -35,9 +41,10 @@ def average(params: Any, weights: Weights) -> IsotropicGaussian:
 
     Source: FP equations 2 and 9; GM §2 (model soups, Wortsman et al. 2022).
     """
-    _, thetas = named(params, "params")
-    zero = jax.tree.map(jnp.zeros_like, as_arrays(thetas[0], "params")[0])
-    return task_arithmetic(params, weights, zero)
+    names, points = _points(params)
+    alpha = as_weights(weights, names)
+    warn_of_factors(_values(points), alpha)
+    return _with_precision_one(points, alpha)
 
 
 def task_arithmetic(params: Any, weights: Weights, base: PyTree) -> IsotropicGaussian:
@@ -61,9 +68,12 @@ def task_arithmetic(params: Any, weights: Weights, base: PyTree) -> IsotropicGau
 
     Source: FP equation 3; GM §2 (Ilharco et al. 2023).
     """
-    names, thetas = named(params, "params")
-    qs = {name: _factor(theta, 1.0) for name, theta in zip(names, thetas, strict=True)}
-    return merge(qs, weights, prior=_factor(base, 1.0))
+    names, points = _points(params)
+    alpha = as_weights(weights, names)
+    points = [*points, Named("base", base)]
+    exponents = _with_gamma(alpha)
+    warn_of_factors(_values(points), exponents)
+    return _with_precision_one(points, exponents)
 
 
 def fisher_average(params: Any, fishers: Any, weights: Weights) -> AbstractGaussian:
@@ -72,8 +82,10 @@ def fisher_average(params: Any, fishers: Any, weights: Weights) -> AbstractGauss
     q_t = N(θ_t, F_t⁻¹) and no prior.
 
     - `params`: θ_t, a sequence or mapping of T parameter pytrees.
-    - `fishers`: F_t, likewise: pytrees shaped as θ (diagonal), matrices (P, P), or scalars.
-      Entries may be zero for some tasks, not for all.
+    - `fishers`: F_t ≥ 0, likewise: pytrees shaped as θ (diagonal), matrices (P, P), or scalars.
+      Entries of which no task knows anything, F_t = 0 for all, keep the plain average
+      Σα_tθ_t/Σα_t, with next to no precision (2⁻⁶³ in float32); so do the directions in which all
+      matrices are singular, with the cube root of the machine epsilon in units of the others.
     - `weights`: α, as in `merge`.
 
     **Returns** the merged posterior; its `mode()` is the merged model.
@@ -89,7 +101,12 @@ def fisher_average(params: Any, fishers: Any, weights: Weights) -> AbstractGauss
 
     Source: GM §2 and equation 10 with H_0 = 0 (Matena & Raffel 2022).
     """
-    return merge(_factors(params, fishers), weights)
+    names, points = _points(params)
+    alpha = as_weights(weights, names)
+    precisions = _named("fishers", fishers, names)
+    warn_of_factors(_values(points), alpha)
+    merge = functools.partial(_weighted, points, precisions)
+    return _feasible(merge, alpha)
 
 
 def hessian_weighted(
@@ -102,6 +119,8 @@ def hessian_weighted(
 
     - `params`: θ_t, a sequence or mapping of T parameter pytrees.
     - `precisions`: H_t, likewise: pytrees shaped as θ (diagonal), matrices (P, P), or scalars.
+      What neither they nor the prior know anything of keeps the plain average, as in
+      `fisher_average`.
     - `weights`: α, as in `merge`.
     - `prior`: p_0, or `None`.
 
@@ -118,7 +137,18 @@ def hessian_weighted(
 
     Source: FP equation 10.
     """
-    return merge(_factors(params, precisions), weights, prior)
+    names, points = _points(params)
+    alpha = as_weights(weights, names)
+    matrices = _named("precisions", precisions, names)
+    if prior is not None and not isinstance(prior, AbstractGaussian):
+        raise TypeError(
+            f"prior is a {type(prior).__name__}, and it must be a Gaussian. `merge` takes priors "
+            "of other kinds, with posteriors such as those of `laplace`."
+        )
+    if prior is not None:
+        prior = require_finite(prior, "prior")
+    warn_of_factors(_values(points), alpha)
+    return _feasible(functools.partial(_weighted, points, matrices, prior=prior), alpha, prior)
 
 
 def gradient_matching(
@@ -134,7 +164,7 @@ def gradient_matching(
     - `curvatures`: H_t, **without** the prior, for losses that are **sums** over examples:
       pytrees shaped as θ (diagonal), matrices (P, P), or scalars.
     - `weights`: α, as in `merge`.
-    - `base`, `base_precision`: θ_0 and H_0.
+    - `base`, `base_precision`: θ_0 and H_0. What no precision knows anything of stays at θ_0.
 
     **Returns** the merged posterior; its `mode()` is the merged model.
 
@@ -148,13 +178,12 @@ def gradient_matching(
 
     Source: GM equation 10; GMA equation 18 and Theorem 1.
     """
-    names, thetas = named(params, "params")
-    hessians = matched(curvatures, names, "curvatures")
-    qs = [
-        _factor(theta, base_precision) * _factor(theta, H)
-        for theta, H in zip(thetas, hessians, strict=True)
-    ]
-    return merge(dict(zip(names, qs, strict=True)), weights, _factor(base, base_precision))
+    names, points = _points(params)
+    alpha = as_weights(weights, names)
+    precisions = [*_named("curvatures", curvatures, names), Named("base_precision", base_precision)]
+    points = [*points, Named("base", base)]
+    warn_of_factors(_values(points), _with_gamma(alpha))
+    return _feasible(functools.partial(_matched, points, precisions), alpha, base)
 
 
 def task_removal(
@@ -196,40 +225,90 @@ def task_removal(
 
     Source: GMA equation 13.
     """
-    prior, loss = _factor(base, tuning_precision), _factor(params, curvature)
-    tuned = _factor(params, tuning_precision) * loss
-    there = _factor(base, remaining_precision) * _factor(base, curvature) ** weight
-    return remove(there, tuned / prior, weight)
+    alpha = require_finite(jnp.asarray(weight, float), "weight")
+    if alpha.ndim:
+        raise ValueError(f"weight has shape {alpha.shape}, and it is one number.")
+    points = [Named("params", params), Named("base", base)]
+    precisions = [
+        _one("curvature", curvature),
+        _one("tuning_precision", tuning_precision),
+        _one("remaining_precision", remaining_precision),
+    ]
+    factors = [Factor(1, 0), Factor(0, 0), Factor(1, 1), Factor(0, 1), Factor(1, 2)]
+    exponents = jnp.stack([alpha, -alpha, alpha, -alpha, jnp.ones_like(alpha)])
+    return multiplied(points, precisions, factors, exponents, jnp.array([0.0, 1.0]))
 
 
-def _factor(mean: PyTree, precision: Any) -> AbstractGaussian:
-    """exp(−½‖θ − mean‖²_precision), of the family that the shape of `precision` says."""
-    mean, layout = as_arrays(mean, "params")
-    if jax.tree_util.all_leaves([precision]):
-        precision = as_array(precision, "precision", jnp.result_type(*layout.dtypes))
-    shape = jnp.shape(precision) if jax.tree_util.all_leaves([precision]) else None
-    family: type[IsotropicGaussian | DiagonalGaussian | FullGaussian] = DiagonalGaussian
-    if shape == ():
-        family = IsotropicGaussian
-    elif shape == (layout.size, layout.size):
-        family = FullGaussian
-    flat = family.from_natural_parameters(jax.tree.map(jnp.zeros_like, mean), precision)
-    return eqx.tree_at(lambda q: q.linear, flat, flat.multiply(mean))
-
-
-def _factors(params: Any, precisions: Any) -> dict[str, AbstractGaussian]:
+def _points(params: Any) -> tuple[tuple[str, ...], list[Named]]:
     names, thetas = named(params, "params")
-    matrices = matched(precisions, names, "precisions")
-    factors = {}
-    for name, theta, matrix in zip(names, thetas, matrices, strict=True):
-        factors[name] = factor = _factor(theta, matrix)
-        _require_not_negative(name, factor)
-    return factors
+    pairs = zip(names, thetas, strict=True)
+    return names, [Named(f"params['{name}']", theta) for name, theta in pairs]
 
 
-def _require_not_negative(name: str, factor: AbstractGaussian) -> None:
-    precision = factor.precision
-    diagonal = jnp.diag(precision) if isinstance(factor, FullGaussian) else precision
-    least = smallest(diagonal)
-    message = f"the precision or Fisher of task '{name}' must not be negative on its diagonal."
-    require(least, least >= 0, message, lambda: f"Its smallest entry is {least:.6g}.")
+def _named(what: str, values: Any, names: tuple[str, ...]) -> list[Named]:
+    pairs = zip(names, matched(values, names, what), strict=True)
+    return [_one(f"{what}['{name}']", value) for name, value in pairs]
+
+
+def _one(name: str, value: Any) -> Named:
+    """A precision, where it is one container of numbers as an array."""
+    is_leaf = jax.tree_util.all_leaves([value])
+    return Named(name, as_array(value, name) if is_leaf else value)
+
+
+def _values(points: list[Named]) -> list[PyTree]:
+    return [point.value for point in points]
+
+
+def _with_gamma(alpha: Float[Array, "*A T"]) -> Float[Array, "*A T+1"]:
+    """α and γ = 1 − Σα."""
+    return jnp.concatenate([alpha, _gamma(alpha)[..., None]], axis=-1)
+
+
+def _gamma(alpha: Float[Array, "*A T"]) -> Float[Array, "*A"]:
+    """1 − Σα, and 0 where it is so but for rounding."""
+    gamma = 1 - jnp.sum(alpha, -1)
+    rounding = 8 * jnp.finfo(alpha.dtype).eps * jnp.sum(jnp.abs(alpha), -1)
+    return jnp.where(jnp.abs(gamma) <= rounding, 0, gamma)
+
+
+def _average(alpha: Float[Array, "*A T"]) -> Float[Array, "*A T"]:
+    """The share of each task in the plain average."""
+    return alpha / jnp.sum(alpha, axis=-1, keepdims=True)
+
+
+def _with_precision_one(points: list[Named], exponents: Float[Array, "*A F"]) -> IsotropicGaussian:
+    """N(Σe_fθ_f, I)."""
+    factors = [Factor(i, 0) for i in range(len(points))]
+    merged = multiplied(points, [ONE], factors, exponents, jnp.zeros_like(exponents))
+    return eqx.tree_at(lambda q: q.precision, merged, jnp.ones_like(merged.precision))
+
+
+def _weighted(
+    points: list[Named],
+    precisions: list[Named],
+    alpha: Float[Array, "*A T"],
+    prior: AbstractGaussian | None = None,
+) -> AbstractGaussian:
+    """p_0^γ Π N(θ_t, H_t⁻¹)^{α_t}."""
+    factors = [Factor(t, t) for t in range(len(points))]
+    power = None if prior is None else _gamma(alpha)
+    return multiplied(points, precisions, factors, alpha, _average(alpha), prior, power)
+
+
+def _matched(
+    points: list[Named], precisions: list[Named], alpha: Float[Array, "*A T"]
+) -> AbstractGaussian:
+    """p_0^γ Π N(θ_t, (H_0 + H_t)⁻¹)^{α_t}, with θ_0 and H_0 last."""
+    base = len(points) - 1
+    factors = [Factor(t, t) for t in range(base)] + [Factor(t, base) for t in range(base + 1)]
+    exponents = jnp.concatenate([alpha, _with_gamma(alpha)], axis=-1)
+    shares = jnp.zeros((*alpha.shape[:-1], base + 1)).at[..., -1].set(1)
+    return multiplied(points, precisions, factors, exponents, shares)
+
+
+def _feasible(merge: Any, alpha: Float[Array, "*A T"], prior: Any = None) -> AbstractGaussian:
+    merged = merge(alpha)
+    if is_concrete((merged, alpha)):
+        require_feasible(merged, merge, alpha, prior)
+    return merged

@@ -15,7 +15,7 @@ FLOORS = (
     ("arrays", "keys", "linear_algebra"),
     ("families",),
     ("mixtures",),
-    ("tasks", "fingerprint", "files"),
+    ("tasks", "fingerprint", "files", "lora", "points", "origins"),
     ("numpyro",),
     ("fit",),
     ("merging", "removal", "grid"),

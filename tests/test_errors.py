@@ -337,7 +337,7 @@ def test_concentrations_that_drown():
 
 def test_negative_fishers():
     theta = [jnp.array([1.0]), jnp.array([0.0])]
-    with pytest.raises(ValueError, match=r"task '0' must not be negative.*-1"):
+    with pytest.raises(ValueError, match=r"fishers\['0'\] must not be negative.*-1"):
         bm.fisher_average(theta, [jnp.array([-1.0]), jnp.array([3.0])], [0.5, 0.5])
 
 
@@ -483,7 +483,7 @@ def test_conjugate_gradients_that_stop_short_warn():
     x, y = jnp.asarray(rng.normal(size=(50, 20))), jnp.asarray(rng.normal(size=50))
     target = bm.Target.supervised(lambda w, x: x @ w, "gaussian", (x, y))
     mode = jnp.linalg.lstsq(x, y)[0]
-    with pytest.warns(bm.ConvergenceWarning, match="relative residual"):
+    with pytest.warns(bm.ConvergenceWarning, match="short of the parameters without the rows"):
         bm.leave_out(target, [0], params=mode, solver="cg", max_steps=3)
 
 
@@ -534,7 +534,7 @@ def test_collinear_columns_have_no_influence_measures():
 def test_conjugate_gradients_refuse_negative_curvature():
     target = bm.Target(double_well, jnp.linspace(0.9, 1.1, 5), prior=None)
     saddle = jnp.array(0.0)
-    with pytest.raises(ValueError, match="undetermined"), pytest.warns(bm.ConvergenceWarning):
+    with pytest.raises(ValueError, match="undetermined"):
         bm.leave_out(target, [0], params=saddle + 0.1, solver="cg")
 
 

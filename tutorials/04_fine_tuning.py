@@ -134,7 +134,7 @@ table({"base": base, **{f"fine-tuned on {t}": theta[t] for t in theta}})
 # %%
 joint = bm.find_mode(bm.JointTarget(tasks, ones), p0, start=base, method="newton").params
 merged = bm.merge(q, ones, p0)
-twice = bm.merge(q, ones)
+twice = q["left"] * q["right"]
 arithmetic = base + sum(theta[t] - base for t in theta)
 
 

@@ -339,6 +339,13 @@ def _require_shapes(q: AbstractExponentialFamily, key: str) -> None:
 def _array(leaf: Any, name: str) -> np.ndarray:
     array = np.asarray(leaf, order="C")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    no_number = np.isnan(array) if name.endswith("log_weights") else ~np.isfinite(array)
+    if no_number.any():
+        index = tuple(np.argwhere(no_number)[0].tolist())
+        raise ValueError(
+            f"{name} must be finite, and at index {index} it is {array[index]} ({no_number.sum()} "
+            "such entries): fit the posterior again"
+        )
     if array.dtype.name not in DTYPES:
         raise TypeError(
             f"{name} has dtype {array.dtype}, and natural parameters are float32 or float64: cast "

@@ -17,7 +17,7 @@ from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.expand import expand
 from bayesmerge.fit.tilted import likelihood_factor
 from bayesmerge.linear_algebra import eigh
-from bayesmerge.merging import merge
+from bayesmerge.merging import combined
 from bayesmerge.tasks import as_weights, named
 
 DIRECTIONS = 1e-6
@@ -86,7 +86,7 @@ def overlap(posteriors: Any, weights: Any, prior: Any = None) -> Overlap:
         raise ValueError(f"weights have shape {alpha.shape}: overlaps are those of one merge.")
     if len(names) < 2:
         raise ValueError("there is one task, and an overlap needs at least two.")
-    merged = as_gaussian(merge(qs, alpha, prior))
+    merged = as_gaussian(combined(qs, alpha, prior))
     mode = merged.mode()
     total, by_task, surprise, p_value = log_prior(prior, mode) - merged.log_prob(mode), {}, {}, {}
     for name, q, weight in zip(names, qs, alpha, strict=True):

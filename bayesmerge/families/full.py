@@ -70,6 +70,7 @@ class FullGaussian(AbstractGaussian):
     def from_natural_parameters(cls, linear: PyTree, precision: ArrayLike) -> "FullGaussian":
         """The (possibly improper) factor exp(ηᵀθ − ½θᵀΛθ) with η = `linear`, Λ = `precision`."""
         linear, layout = as_arrays(linear, "linear")
+        linear = require_finite(linear, "linear")
         return cls(linear=linear, precision=_symmetric(precision, layout), layout=layout)
 
     def sufficient_statistics(self, theta: PyTree) -> PyTree:

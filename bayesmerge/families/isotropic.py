@@ -64,6 +64,7 @@ class IsotropicGaussian(AbstractGaussian):
         """The (possibly improper) factor exp(ηᵀθ − ½τ‖θ‖²) with η = `linear`, τ = `precision`."""
         linear, layout = as_arrays(linear, "linear")
         tau = as_array(precision, "precision", jnp.result_type(*layout.dtypes))
+        linear, tau = require_finite(linear, "linear"), require_finite(tau, "precision")
         return cls(linear=linear, precision=tau, layout=layout)
 
     def sufficient_statistics(self, theta: PyTree) -> PyTree:

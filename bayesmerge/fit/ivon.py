@@ -29,6 +29,7 @@ from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.run import AbstractMethod, Run, Schedule, run
 from bayesmerge.keys import as_key
 from bayesmerge.mixtures.mixture import Mixture
+from bayesmerge.origins import Origin, remember
 
 
 class Trained(NamedTuple):
@@ -209,7 +210,7 @@ def ivon(
     )
     first = method.init(starting_point(target, prior, start))
     target.check(first.params)
-    return run(
+    posterior = run(
         method,
         target,
         first,
@@ -219,6 +220,9 @@ def ivon(
         checkpoint=checkpoint,
         progress=progress,
     ).posterior
+    if weight_decay is not None:
+        return posterior
+    return remember(posterior, Origin(target.prior if prior is None else prior))
 
 
 def multi_ivon(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
+from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import (
     ConvergenceWarning,
     all_finite,
@@ -27,16 +28,19 @@ from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Kind, Structure, curvature
 from bayesmerge.fit.expand import expand, quadratic
 from bayesmerge.fit.optimise import (
+    NEGLIGIBLE,
     Method,
     Mode,
     Objective,
     require_kinds,
     search,
 )
+from bayesmerge.fit.undetermined import explained
 from bayesmerge.linear_algebra import eigh
+from bayesmerge.origins import Origin, remember
 
-NEGLIGIBLE = 0.01
-"""Distance from the mode, in posterior standard deviations, that goes without saying."""
+FAR = 1e4
+"""Distance of `towards` from the mode, in posterior standard deviations, that is a mistake."""
 
 NODES, NODE_WEIGHTS = (x / 2 for x in np.polynomial.legendre.leggauss(3))
 """Of the integral over s ∈ [0, 1] by Gauss and Legendre: s − ½, and the weights."""
@@ -71,7 +75,8 @@ def laplace(
     - `curvature`: H_t, `"hessian"`, `"ggn"`, `"fisher"` or `"squared_gradients"` (see
       `bayesmerge.curvature`). By default the GGN for supervised targets, which is never
       indefinite, and the Hessian for others.
-    - `params`: θ_t, where you have trained already; it is then taken as the mode.
+    - `params`: θ_t, where you have trained already; it is then taken as the mode. Of models that
+      were stopped early merge `prior * expand(target, params)` instead, which keeps the gradient.
     - `towards`: θ̄, for merging: H_t is then the curvature averaged over the way to it,
       $H_t = \int_0^1 \nabla^2\ell_t(\theta_t + s(\bar\theta - \theta_t))\,ds$, from three
       curvatures. By default that at θ_t.
@@ -95,7 +100,8 @@ def laplace(
     Not differentiable: gradients through the search for θ_t are not defined.
 
     **Warns** when θ_t is further than 0.01 posterior standard deviations (root mean square over the
-    parameters, by the curvature used) from the mode, and says how far.
+    parameters, by the curvature used) from the mode, and says how far; and when `towards` is
+    further than 10⁴.
 
     **Raises** `ValueError` for a loss that is not per example, data or parameters that are not
     finite, `towards` of another shape than θ, and a curvature that with the prior is not positive
@@ -139,19 +145,35 @@ def laplace(
         "Look without `towards` first: if that works, the curvature on the way there is indefinite "
         "or overflows, so bring `towards` nearer. "
     )  # fmt: skip
+    has_prior = gaussian is not None or exact is not None
+    more = "a more informative prior" if has_prior else "a prior"
+    needed = f"Directions the data do not determine need {more}"
+    if kind == "hessian":
+        others = "'ggn', 'fisher' or " if loss.has_model else ""
+        remedy = (
+            "The Hessian of a trained network often is not, and an indefinite one also means that "
+            f"this is not a minimum: train further, or use curvature={others}'squared_gradients', "
+            "which cannot be indefinite"
+            + ("" if loss.has_model else " (or 'ggn', with Target.supervised)")
+            + f". {needed}, such as the scale of a single observation."
+        )
+    else:
+        remedy = (
+            f"A curvature of kind '{kind}' is never indefinite, so it is singular but for rounding"
+            f". {needed}: there are more parameters than data, columns are collinear, or classes "
+            "are separated, so that the curvature vanishes where the labels are certain."
+        )
     message = (
         f"the posterior precision, {kind} plus prior, is not positive definite {where}, so there "
-        f"is no Laplace approximation. {elsewhere}The Hessian of a trained network often is "
-        "not: use curvature='ggn' (with Target.supervised), 'fisher' or 'squared_gradients', which "
-        "cannot be indefinite. Otherwise give a prior (directions the data do not determine need "
-        "one, such as the scale of a single observation), a more informative one, or train "
-        "further: an indefinite Hessian also means that this is not a minimum."
+        f"is no Laplace approximation. {elsewhere}{remedy}"
     )
 
     def smallest() -> str:
-        return (
-            f"The smallest eigenvalue or entry is {posterior.smallest_precision():.6g}{mostly()}."
-        )
+        least = f"The smallest eigenvalue or entry is {posterior.smallest_precision():.6g}"
+        if isinstance(posterior, FullGaussian) and kind != "hessian":
+            why = explained(loss, found.params, kind, posterior.precision, has_prior)
+            return f"{least}{mostly()}. {why}"
+        return f"{least}{mostly()}."
 
     def mostly() -> str:
         if not isinstance(posterior, FullGaussian) or not all_finite(posterior.precision):
@@ -163,23 +185,57 @@ def laplace(
         return f", in a direction of mostly {name}"
 
     posterior, likelihood = require((posterior, likelihood), proper, message, smallest)
-    tell(_warn_if_far, (distance, found.gradient_norm, found.steps))
+    tell(_warn_if_far, (distance, found.steps), is_given=params is not None)
+    if towards is not None:
+        apart = jax.tree.map(jnp.subtract, towards, found.params)
+        length = jnp.sqrt(tree_dot(apart, posterior.multiply(apart)) / posterior.layout.size)
+        tell(_warn_if_beyond, (length,))
     if include_prior:
-        return posterior
-    if exact is None:
-        return likelihood
-    return posterior / expand(exact, found.params, structure=structure)
+        return remember(posterior, Origin(target.prior if prior is None else prior))
+    if exact is not None:
+        likelihood = posterior / expand(exact, found.params, structure=structure)
+    return remember(likelihood, Origin(None))
 
 
-def _warn_if_far(distance: Any, gradient_norm: Any, steps: Any) -> None:
-    if distance > NEGLIGIBLE:
-        warnings.warn(
+def _warn_if_far(distance: Any, steps: Any, is_given: bool) -> None:
+    """Of trained parameters the same words for tasks alike, so that Python shows them once for all
+    fits of one line."""
+    if not distance > NEGLIGIBLE:
+        return
+    if is_given:
+        message = (
+            f"params are more than {_rounded_down(float(distance)):g} posterior standard "
+            "deviations (root mean square) from the mode, as those of models that were stopped "
+            "early are. The posterior is centred on them all the same, and leaves out the gradient "
+            "there: a merge of such posteriors is off by about as much. For merging keep the "
+            "gradient, `prior * expand(target, params)`, whose mode is a Newton step ahead; or "
+            "train to a minimum of the summed loss plus prior, as by `find_mode(target, prior, "
+            "start=params)`."
+        )
+    else:
+        message = (
             f"these parameters are {float(distance):.2g} posterior standard deviations (root mean "
-            f"square) from the mode, after {int(steps)} steps, with gradient norm "
-            f"{float(gradient_norm):.2g}. The posterior is centred on them all the same. Allow "
-            "more `max_steps`, start closer, scale the inputs, or train to a minimum of the summed "
-            "loss plus prior.",
-            ConvergenceWarning,
+            f"square) from the mode, after {int(steps)} steps. The posterior is centred on them "
+            "all the same. Allow more `max_steps`, start closer, or centre the inputs."
+        )
+    warnings.warn(message, ConvergenceWarning, stacklevel=4)
+
+
+def _rounded_down(value: float) -> float:
+    """The next of …, 0.1, 0.2, 0.5, 1, 2, 5, … below."""
+    if not np.isfinite(value):
+        return value
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(max(step for step in (1, 2, 5) if step * power <= value * (1 + 1e-9)) * power)
+
+
+def _warn_if_beyond(length: Any) -> None:
+    if not length <= FAR:
+        warnings.warn(
+            f"towards is {float(length):.2g} posterior standard deviations (root mean square) from "
+            "the mode: no merged model is there, and a curvature averaged on the way describes "
+            "neither end. Is it in the units of the parameters? `prior.mode()`, or an average of "
+            "the tasks' modes, is near enough.",
             stacklevel=4,
         )
 
@@ -191,7 +247,8 @@ def _trained(target: AbstractTarget, prior: AbstractGaussian | None, params: PyT
     params = require_finite(params, "params")
     target.check(params)
     loss, gradient = Objective(target, prior).value_and_gradient(params)
-    return Mode(params, loss, gradient, jnp.array(0), jnp.array(True))
+    unknown = jnp.full((), jnp.nan, loss.dtype)
+    return Mode(params, loss, gradient, jnp.array(0), jnp.array(True), unknown)
 
 
 def _posterior_at(

@@ -38,6 +38,7 @@ from bayesmerge.fit.von import (
 )
 from bayesmerge.keys import as_key
 from bayesmerge.mixtures.mixture import Mixture
+from bayesmerge.origins import Origin, remember
 
 NEGLIGIBLE_WEIGHT = 1e-3
 """Weight, relative to 1/K, below which a component has collapsed."""
@@ -201,6 +202,7 @@ def mixture_von(
         )
     if not 0 <= spread < math.inf:
         raise ValueError(f"spread is {spread}, and it must be finite and not negative.")
+    held = target.prior if prior is None else prior
     target, prior = absorb(target, prior)
     method = MixtureVON(
         prior=prior,
@@ -233,7 +235,7 @@ def mixture_von(
         progress=progress,
     ).posterior
     _warn_if_collapsed(np.asarray(found.weights))
-    return found
+    return remember(found, Origin(held))
 
 
 def _around(q: Any, K: int, spread: float, key: PRNGKeyArray) -> Components:

@@ -1,4 +1,5 @@
-"""Where ℓ(θ) + ½‖θ − θ_0‖²_{H_0} is smallest: L-BFGS, then Newton steps to machine precision.
+"""Where ℓ(θ) + ½‖θ − θ_0‖²_{H_0} is smallest: L-BFGS, then Newton steps, by conjugate gradients as
+far as posterior standard deviations count, or by factorisation to machine precision.
 
 Data in arrays: optimistix, inside one compiled program. Data in minibatches: scipy on the host.
 """
@@ -17,6 +18,7 @@ from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import (
     ConvergenceWarning,
     all_finite,
+    is_concrete,
     require,
     require_finite,
     tell,
@@ -26,18 +28,25 @@ from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
-from bayesmerge.fit.curvature import Kind, curvature
+from bayesmerge.fit.conjugate_gradients import diagonal_of, solved
+from bayesmerge.fit.curvature import Kind, curvature, curvature_product
 from bayesmerge.linear_algebra import cho_solve, cholesky
 
 Method = Literal["lbfgs", "newton"]
 """`newton` adds to L-BFGS what a P×P factorisation can: the mode to machine precision."""
 
 State = TypeVar("State")
-NewtonState: TypeAlias = tuple[PyTree, PyTree, Array, Array, Array]
+NewtonState: TypeAlias = tuple[PyTree, PyTree, Array, Array, Array, Array]
+PolishState: TypeAlias = tuple[PyTree, Array, Array, Array, Array]
 
 HISTORY = 20
 NEWTON_STEPS = 30
 HALVINGS = 12
+POLISHING_PRODUCTS = 60
+NEGLIGIBLE = 0.01
+"""Distance from the mode, in posterior standard deviations, that goes without saying."""
+CLOSE = 0.1 * NEGLIGIBLE
+"""Distance at which L-BFGS's result is left as it is."""
 
 
 class Mode(eqx.Module):
@@ -48,6 +57,8 @@ class Mode(eqx.Module):
     - `gradient`: its gradient there, shaped as θ.
     - `steps`: how many steps were taken.
     - `converged`: whether it stopped because steps no longer changed anything.
+    - `distance`: √(∇ᵀ(H + H_0)⁻¹∇ / P), how far from the mode that is in posterior standard
+      deviations (root mean square); NaN where it has not been measured.
     """
 
     params: PyTree
@@ -55,6 +66,7 @@ class Mode(eqx.Module):
     gradient: PyTree
     steps: Int[Array, ""]
     converged: Bool[Array, ""]
+    distance: Float[Array, ""]
 
     @property
     def gradient_norm(self) -> Float[Array, ""]:
@@ -85,9 +97,10 @@ def find_mode(
       target), each of which factorises a P×P matrix.
     - `max_steps`: of L-BFGS.
 
-    **Returns** a `Mode`. `laplace` says how many posterior standard deviations it is away.
+    **Returns** a `Mode`, with its distance from the mode in posterior standard deviations.
 
-    **Warns** when `max_steps` were not enough, and when parameters have not moved at all from θ_0,
+    **Warns** when `max_steps` were not enough, when it stopped more than 0.01 posterior standard
+    deviations from the mode, and says how far, and when parameters have not moved at all from θ_0,
     as those of a network do that starts at zero.
 
     **Raises** `ValueError` without a start, or for a loss that is not finite or not per example.
@@ -104,7 +117,8 @@ def find_mode(
     Source: GM equation 6.
     """
     mode = search(target, prior, start, method, max_steps)
-    tell(_warn_if_stopped, (mode.converged, mode.steps, mode.gradient_norm))
+    told = (mode.converged, mode.steps, mode.distance)
+    tell(_warn_if_stopped, told, method=method, dtypes=Layout.of(mode.params).dtypes)
     return mode
 
 
@@ -131,15 +145,27 @@ def search(
     return require(mode, all_finite((mode.loss, mode.params)), message)
 
 
-def _warn_if_stopped(converged: Any, steps: Any, gradient_norm: Any) -> None:
+def _warn_if_stopped(
+    converged: Any, steps: Any, distance: Any, method: Method, dtypes: tuple[str, ...]
+) -> None:
+    if converged and not distance > NEGLIGIBLE:
+        return
+    far = f"about {float(distance):.2g} posterior standard deviations (root mean square)"
+    where = f"{far} from the mode" if np.isfinite(distance) else "at an unknown distance"
+    remedies = ["centre the inputs"]
+    if "float32" in dtypes:
+        remedies.append("use float64")
+    if method == "lbfgs":
+        remedies.append("use method='newton'")
     if not converged:
-        warnings.warn(
-            f"the optimiser stopped after {int(steps)} steps, before it converged, with gradient "
-            f"norm {float(gradient_norm):.2g}. Allow more `max_steps`, start closer, or scale the "
-            "inputs.",
-            ConvergenceWarning,
-            stacklevel=4,
-        )
+        remedies = ["allow more `max_steps`", "start closer", *remedies]
+    early = "" if converged else ", before it converged"
+    warnings.warn(
+        f"the optimiser stopped after {int(steps)} steps{early}, {where}. To get closer: "
+        f"{', or '.join(remedies)}.",
+        ConvergenceWarning,
+        stacklevel=4,
+    )
 
 
 def _unmoved(start: PyTree, mode: Mode) -> tuple[Array, ...]:
@@ -172,6 +198,9 @@ def require_kinds(target: Any, prior: Any) -> None:
             "e.g. `IsotropicGaussian.from_mean_precision(params, 1.0)`, a target whose loss is "
             "−log p_0, or None."
         )
+    for given in (prior, target.prior):
+        if isinstance(given, AbstractGaussian) and is_concrete(given):
+            require_finite(given, "prior")
 
 
 def _start(target: AbstractTarget, prior: AbstractGaussian | None, start: PyTree | None) -> PyTree:
@@ -247,14 +276,18 @@ def _find_mode(
     objective = Objective(target, prior, start)
     lbfgs = _scipy_lbfgs if target.is_streamed else _lbfgs
     params, steps, converged = lbfgs(objective, start, max_steps)
+    kinds: tuple[Kind, ...] = ("ggn", "hessian") if target.has_model else ("hessian",)
     if method == "newton":
-        kinds: tuple[Kind, ...] = ("ggn", "hessian") if target.has_model else ("hessian",)
-        converged = jnp.array(False)
+        converged, level = jnp.array(False), jnp.asarray(jnp.nan)
         for kind in kinds:
-            params, taken, converged = _newton(objective, kind, params, converged)
+            params, taken, converged, level = _newton(objective, kind, params, converged, level)
             steps = steps + taken
+        distance = jnp.sqrt(level / Layout.of(params).size)
+    else:
+        params, taken, distance = _polished(objective, kinds[0], params, converged)
+        steps = steps + taken
     value, gradient = objective.value_and_gradient(params)
-    return Mode(params, value, gradient, steps, converged)
+    return Mode(params, value, gradient, steps, converged, distance)
 
 
 _find_mode_compiled = eqx.filter_jit(_find_mode)
@@ -296,9 +329,65 @@ def _scipy_lbfgs(objective: Objective, start: PyTree, max_steps: int) -> tuple[P
     return layout.unravel(jnp.asarray(found.x, dtype)), jnp.asarray(found.nit), converged
 
 
-def _newton(
+def _polished(
     objective: Objective, kind: Kind, start: PyTree, converged: Bool[Array, ""]
-) -> tuple[PyTree, Any, Any]:
+) -> tuple[PyTree, Array, Array]:
+    """θ, after Newton steps by conjugate gradients as long as these bring it closer to the mode,
+    how many, and the distance left: a criterion of L-BFGS knows neither units nor rounding."""
+    target, prior, layout = objective.target, objective.prior, Layout.of(start)
+    repeat = _python_while if target.is_streamed else jax.lax.while_loop
+
+    def look(theta: PyTree) -> tuple[Array, Array]:
+        """Newton's step from θ, and its length."""
+
+        def multiply(vector: Array) -> Array:
+            v = layout.unravel(vector)
+            product = layout.ravel(curvature_product(target, theta, v, kind))
+            return product if prior is None else product + layout.ravel(prior.multiply(v))
+
+        found = solved(
+            multiply,
+            diagonal_of(target, prior, theta, kind),
+            layout.ravel(objective.value_and_gradient(theta)[1]),
+            tolerance=0.03,
+            enough=CLOSE * layout.size**0.5,
+            max_steps=POLISHING_PRODUCTS,
+            repeat=repeat,
+        )
+        distance = found.length / layout.size**0.5
+        return found.x, jnp.where(found.determined, distance, jnp.nan)
+
+    def step(state: PolishState) -> PolishState:
+        theta, down, distance, scale, looks = state
+        moved = jax.tree.map(
+            lambda x, d: x - scale.astype(x.dtype) * d, theta, layout.unravel(down)
+        )
+        new_down, new_distance = look(moved)
+        better = new_distance < distance
+        keep = lambda new, old: jax.tree.map(lambda x, y: jnp.where(better, x, y), new, old)  # noqa: E731
+        theta, down = keep(moved, theta), keep(new_down, down)
+        scale = jnp.where(better, 1.0, scale / 2)
+        return theta, down, keep(new_distance, distance), scale, looks + 1
+
+    def unfinished(state: PolishState) -> Array:
+        _, _, distance, scale, looks = state
+        far = jnp.isfinite(distance) & (distance > CLOSE) & (scale > 0.1)
+        return (looks == 0) | (converged & far & (looks <= NEWTON_STEPS))
+
+    nowhere = jnp.zeros(layout.size, jnp.result_type(*layout.dtypes))
+    unseen = jnp.full((), jnp.inf, nowhere.dtype)
+    state = (start, nowhere, unseen, jnp.ones_like(unseen), jnp.array(0))
+    theta, _, distance, _, looks = repeat(unfinished, step, state)
+    return theta, looks - 1, jnp.where(jnp.isfinite(distance), distance, jnp.nan)
+
+
+def _newton(
+    objective: Objective,
+    kind: Kind,
+    start: PyTree,
+    converged: Bool[Array, ""],
+    level: Float[Array, ""],
+) -> tuple[PyTree, Any, Any, Any]:
     """θ ← θ − s(H + H_0)⁻¹∇, s halved until ‖∇‖ falls in the metric (H + H_0)⁻¹: a criterion that
     rounding errors of the loss do not disturb. The GGN is never indefinite, but for a network its
     steps converge linearly; exact Hessians finish what it leaves."""
@@ -307,7 +396,7 @@ def _newton(
     floor = layout.size * (10 * _epsilon(start) ** 0.75) ** 2
 
     def step(state: NewtonState) -> NewtonState:
-        theta, gradient, steps, _, _ = state
+        theta, gradient, steps, _, _, _ = state
         factor = cholesky(objective.precision(theta, kind))
         direction = layout.unravel(cho_solve(factor, layout.ravel(gradient)))
         level = tree_dot(gradient, direction)
@@ -327,17 +416,19 @@ def _newton(
         keep = lambda new, old: jax.tree.map(lambda x, y: jnp.where(better, x, y), new, old)  # noqa: E731
         converged = jnp.isfinite(level) & (~better | (new_level <= floor))
         stuck = ~better & ~converged
-        taken = jnp.where(better, steps + 1, steps)
-        return keep(moved, theta), keep(new_gradient, gradient), taken, converged, stuck
+        left = jnp.where(better, new_level, level)
+        steps = jnp.where(better, steps + 1, steps)
+        return keep(moved, theta), keep(new_gradient, gradient), steps, converged, stuck, left
 
     def unfinished(state: NewtonState) -> Array:
-        _, _, steps, converged, stuck = state
+        _, _, steps, converged, stuck, _ = state
         return ~converged & ~stuck & (steps < NEWTON_STEPS)
 
     _, gradient = objective.value_and_gradient(start)
-    state = (start, gradient, jnp.array(0), converged, jnp.array(False))
-    theta, _, steps, converged, _ = repeat(unfinished, step, state)
-    return theta, steps, converged
+    level = level.astype(jnp.result_type(*jax.tree.leaves(gradient)))
+    state = (start, gradient, jnp.array(0), converged, jnp.array(False), level)
+    theta, _, steps, converged, _, level = repeat(unfinished, step, state)
+    return theta, steps, converged, level
 
 
 def _python_while(

@@ -8,8 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from bayesmerge.families.base import unstack
+from bayesmerge.families.checks import is_concrete
 from bayesmerge.fit.laplace import laplace
+from bayesmerge.origins import Origin, origin_of, remember
 from bayesmerge.tasks import named
+
+TARGETS = "that of each target"
 
 
 def fit_shards(targets: Any, method: Callable[[Any], Any] = laplace) -> dict[str, Any]:
@@ -50,14 +54,39 @@ def fit_shards(targets: Any, method: Callable[[Any], Any] = laplace) -> dict[str
         arrays = [eqx.filter(members[t], eqx.is_array) for t in group]
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *arrays)
         rest = eqx.filter(members[group[0]], eqx.is_array, inverse=True)
-        batch = _fit_all(method, stacked, rest)
-        fitted |= dict(zip(group, unstack(batch), strict=True))
+        batch, knows, own = _fit_all(method, stacked, rest)
+        for t, q in zip(group, unstack(batch), strict=True):
+            prior = members[t].prior if own is TARGETS else own
+            fitted[t] = remember(q, Origin(prior, knows_prior=knows))
     return {name: fitted[t] for t, name in enumerate(names)}
 
 
 @eqx.filter_jit
-def _fit_all(method: Callable[[Any], Any], arrays: Any, rest: Any) -> Any:
-    return jax.vmap(lambda one: method(eqx.combine(one, rest)))(arrays)
+def _fit_all(method: Callable[[Any], Any], arrays: Any, rest: Any) -> tuple[Any, bool, Any]:
+    """The posteriors, whether it is known what prior is in them, and that prior."""
+    origin = Origin(None, knows_prior=False)
+
+    def one(shard: Any) -> Any:
+        nonlocal origin
+        target = eqx.combine(shard, rest)
+        q = method(target)
+        known = origin_of(q)
+        if known is None or not known.knows_prior:
+            return q
+        if known.prior is None or is_concrete(known.prior):
+            origin = Origin(known.prior)
+        elif _is_one(known.prior, target.prior):
+            origin = Origin(TARGETS)
+        return q
+
+    batch = jax.vmap(one)(arrays)
+    return batch, origin.knows_prior, origin.prior
+
+
+def _is_one(prior: Any, other: Any) -> bool:
+    """Whether two priors hold the very same arrays."""
+    leaves, others = jax.tree.leaves(prior), jax.tree.leaves(other)
+    return len(leaves) == len(others) and all(x is y for x, y in zip(leaves, others, strict=True))
 
 
 def _shape(target: Any) -> Any:

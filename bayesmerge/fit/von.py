@@ -25,6 +25,7 @@ from bayesmerge.fit.expectation import Estimator, expectation, loss_at
 from bayesmerge.fit.laplace import laplace
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.run import AbstractMethod, Schedule, run
+from bayesmerge.origins import Origin, remember
 
 NEVER_INDEFINITE = ("ggn", "fisher", "squared_gradients")
 
@@ -157,6 +158,7 @@ def von(
     Source: FP equation 7; Khan & Rue (2023), §1.3.2; Lin, Schmidt & Khan (2020).
     """
     require_kinds(target, prior)
+    held = target.prior if prior is None else prior
     target, prior = absorb(target, prior)
     method = VON(
         prior=prior,
@@ -167,7 +169,7 @@ def von(
         step_size=(RobbinsMonro() if resample else 0.5) if step_size is None else step_size,
     )
     first = starting_gaussian(target, prior, structure, method.curvature, start)
-    return run(
+    posterior = run(
         method,
         target,
         first,
@@ -177,6 +179,7 @@ def von(
         checkpoint=checkpoint,
         progress=progress,
     ).posterior
+    return remember(posterior, Origin(held))
 
 
 def plain_step(q: Any, gradient: PyTree, G: PyTree, rho: Float[Array, ""]) -> tuple[Any, PyTree]:

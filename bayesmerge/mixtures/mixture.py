@@ -60,6 +60,8 @@ class Mixture(AbstractLazyPosterior):
     def __init__(self, weights: ArrayLike | Sequence[float], components: Any):
         self.components = _as_batch(components)
         count = self.components.batch_shape[0]
+        if is_concrete(self.components):
+            require_finite(self.components, "components")
         given = weights
         weights = as_array(weights, "weights", float)
         if weights.shape != (count,):

@@ -17,6 +17,7 @@ from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.optimise import Objective
 from bayesmerge.fit.target import JointTarget
 from bayesmerge.keys import as_key
+from bayesmerge.merging import warn_of_priors
 from bayesmerge.previews.executors import usable
 from bayesmerge.previews.measure import Means, Metric, Model
 from bayesmerge.previews.record import Part, Record, fill
@@ -114,6 +115,7 @@ def preview(
     if any(getattr(q, "batch_shape", ()) for q in qs):
         raise ValueError("posteriors are batches themselves: preview one member of each at a time.")
     _require_usable(posteriors_by_name := dict(zip(names, qs, strict=True)), prior)
+    warn_of_priors(posteriors, qs, alpha, prior)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, and it is a number of weightings, ≥ 1.")
     refinement = _refinement(targets, names, prior, refine, until)

@@ -15,7 +15,7 @@ from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.tilted import Tilted
-from bayesmerge.merging import merge
+from bayesmerge.merging import combined
 from bayesmerge.mixtures.climb import minorizer, repeat
 from bayesmerge.mixtures.product import Product
 from bayesmerge.mixtures.warm_starts import modes_along
@@ -78,7 +78,7 @@ def sweeps_of(
 ) -> Sweeps:
     """The modes of p_0^γ Π_t q_t^{α_t}, for all rows α."""
     qs = [*posteriors.values()]
-    merged = jax.eval_shape(lambda a: merge(qs, a, prior), alpha[0])
+    merged = jax.eval_shape(lambda a: combined(qs, a, prior), alpha[0])
     if method not in get_args(Method):
         raise ValueError(f"method is {method!r}, and it must be one of {get_args(Method)}.")
     if method in ("line", "basis") and not isinstance(merged, FullGaussian):
@@ -87,7 +87,7 @@ def sweeps_of(
             f"{type(merged).__name__}: leave method='auto'."
         )
     if isinstance(merged, Product):
-        return Sweeps([_on_ridge(merge(qs, alpha, prior), colours, progress)])
+        return Sweeps([_on_ridge(combined(qs, alpha, prior), colours, progress)])
     if colours != "none" and not isinstance(merged, (AbstractGaussian, Tilted)):
         raise _uncoloured(merged)
     is_matrix = isinstance(merged, FullGaussian)
@@ -118,7 +118,7 @@ def sweeps_of(
 def _each(models: tuple[list[Any], Any], alpha: Float[Array, " T"]) -> Start:
     qs, prior = models
     with unchecked():
-        merged = merge(qs, alpha, prior)
+        merged = combined(qs, alpha, prior)
         theta = merged.mode()
         near = merged.laplace(theta) if isinstance(merged, Tilted) else merged
         return Start(theta, _colour(near))
@@ -244,7 +244,7 @@ def _check_weightings(posteriors: dict[str, Any], alpha: Array, prior: Any) -> N
     if not all(_has_mode(q) for q in factors):
         suspect |= True
     for row in alpha[np.flatnonzero(np.asarray(suspect))]:
-        merge(posteriors, row, prior).mode()
+        combined(posteriors, row, prior).mode()
 
 
 def _has_mode(q: Any) -> bool:
