@@ -19,6 +19,7 @@ from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import as_arrays
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.fit.convergence import compared, left_of_start, settled
 from bayesmerge.fit.curvature import Kind, Structure, curvature_product, require_known
 from bayesmerge.fit.expand import FAMILIES, quadratic
 from bayesmerge.fit.expectation import Estimator, expectation, loss_at
@@ -138,7 +139,13 @@ def von(
     - `checkpoint`, `progress`: as in `bayesmerge.fit.run`, which also returns the history of the
       evidence lower bound and a state to continue from.
 
-    **Returns** an `IsotropicGaussian`, `DiagonalGaussian` or `FullGaussian`.
+    **Returns** an `IsotropicGaussian`, `DiagonalGaussian` or `FullGaussian`: q after the last step,
+    or the start where that has the higher evidence lower bound.
+
+    **Warns** with a `ConvergenceWarning` where the next step of natural gradients would move q by
+    more than a tenth of its standard deviations (root mean square over parameters) beyond the noise
+    of the draws that this is estimated from, where its standard deviations have more than a tenth
+    to go, and where the bound has fallen.
 
     **Raises** `ValueError` for a step size outside (0, 1], an odd or too small `num_samples`, and
     as `laplace`; `bayesmerge.fit.DivergenceError` where a step is not finite.
@@ -167,7 +174,7 @@ def von(
         step_size=(RobbinsMonro() if resample else 0.5) if step_size is None else step_size,
     )
     first = starting_gaussian(target, prior, structure, method.curvature, start)
-    return run(
+    last = run(
         method,
         target,
         first,
@@ -177,6 +184,13 @@ def von(
         checkpoint=checkpoint,
         progress=progress,
     ).posterior
+    return settled(
+        last,
+        first,
+        *compared(target, prior, last, first, key, batch_size),
+        num_steps=num_steps,
+        left=left_of_start(method.step_size, num_steps),
+    )
 
 
 def plain_step(q: Any, gradient: PyTree, G: PyTree, rho: Float[Array, ""]) -> tuple[Any, PyTree]:
