@@ -7,17 +7,26 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from bayesmerge.families.base import unstack
 from bayesmerge.fit.laplace import laplace
 from bayesmerge.tasks import named
+
+LOOKS_AT_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+"""What JAX raises where Python asks for a number that is being traced."""
 
 
 def fit_shards(targets: Any, method: Callable[[Any], Any] = laplace) -> dict[str, Any]:
     r"""The posterior of every shard, those of one shape in one compiled, vmapped call.
 
-    - `targets`: ℓ_t, T targets or a mapping from the shards' names to them, with data in arrays.
+    - `targets`: ℓ_t, T targets or a mapping from the shards' names to them.
     - `method(target)`: a posterior; pass the same function again, and new shards of the same shapes
-      cost no compilation.
+      cost no compilation. A method that looks at numbers while it runs (`von`, `ivon` and others
+      of many steps, or Python code that branches on values) is called for one shard after another,
+      as are shards whose data are streams; what it compiles serves all shards of one shape.
 
     **Returns** a dictionary from names ("0", "1", … for a sequence) to posteriors, in order.
 
@@ -43,21 +52,29 @@ def fit_shards(targets: Any, method: Callable[[Any], Any] = laplace) -> dict[str
     for t, member in enumerate(members):
         groups.setdefault(_shape(member), []).append(t)
     fitted: dict[int, Any] = {}
+    one_by_one = False
     for group in groups.values():
-        if len(group) == 1:
-            fitted[group[0]] = method(members[group[0]])
-            continue
-        arrays = [eqx.filter(members[t], eqx.is_array) for t in group]
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *arrays)
-        rest = eqx.filter(members[group[0]], eqx.is_array, inverse=True)
-        batch = _fit_all(method, stacked, rest)
-        fitted |= dict(zip(group, unstack(batch), strict=True))
+        if len(group) > 1 and not one_by_one and not members[group[0]].is_streamed:
+            arrays = [eqx.filter(members[t], eqx.is_array) for t in group]
+            stacked = jax.tree.map(lambda *x: jnp.stack(x), *arrays)
+            rest = eqx.filter(members[group[0]], eqx.is_array, inverse=True)
+            try:
+                batch = _fit_all(method, stacked, rest)
+                fitted |= {t: _member(batch, i) for i, t in enumerate(group)}
+                continue
+            except LOOKS_AT_VALUES:
+                one_by_one = True
+        fitted |= {t: method(members[t]) for t in group}
     return {name: fitted[t] for t, name in enumerate(names)}
 
 
 @eqx.filter_jit
 def _fit_all(method: Callable[[Any], Any], arrays: Any, rest: Any) -> Any:
-    return jax.vmap(lambda one: method(eqx.combine(one, rest)))(arrays)
+    return eqx.filter_vmap(lambda one: method(eqx.combine(one, rest)))(arrays)
+
+
+def _member(batch: Any, i: int) -> Any:
+    return jax.tree.map(lambda x: x[i] if eqx.is_array(x) else x, batch)
 
 
 def _shape(target: Any) -> Any:
