@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.diagnostics.difference import as_gaussian
 from bayesmerge.diagnostics.reweighting import log_prior
+from bayesmerge.families.base import tree_dot
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.layout import Layout
 from bayesmerge.fit.abstract_target import AbstractTarget
@@ -128,11 +129,15 @@ def _surprise(others: Any, merged: Any) -> tuple[PyTree, tuple[float, int]]:
         statistic = jnp.sum(jnp.where(told, along**2 / jnp.where(told, shares, 1.0), 0.0))
         directions_told = int(jnp.sum(told))
     else:
-        entries = jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(z)])
-        statistic, directions_told = jnp.sum(entries**2), int(jnp.sum(entries != 0))
+        told = others.layout.ravel(jax.tree.map(_is_told, before, after))
+        statistic, directions_told = tree_dot(z, z), int(jnp.sum(told))
     return z, (float(statistic), directions_told)
 
 
+def _is_told(before: Array, after: Array) -> Array:
+    return before - after > _negligible(before) * before
+
+
 def _standardised(change: Array, before: Array, after: Array) -> Array:
-    told = before - after > _negligible(before) * before
+    told = _is_told(before, after)
     return jnp.where(told, change / jnp.sqrt(jnp.where(told, before - after, 1.0)), 0.0)

@@ -38,12 +38,12 @@ class Reweighted(eqx.Module):
     @property
     def is_reliable(self) -> bool:
         """Whether k < min(1 − 1/log₁₀S, 0.7) for S draws; never where k is NaN."""
-        return self.k < min(1 - 1 / np.log10(len(self.log_weights)), UNRELIABLE)
+        return bool(self.k < min(1 - 1 / np.log10(len(self.log_weights)), UNRELIABLE))
 
     @property
     def k_error(self) -> float:
         """The standard error of k, (1 + k)/√M for the M largest weights that it is fitted to."""
-        return (1 + max(self.k, 0.0)) / tail_size(len(self.log_weights)) ** 0.5
+        return float((1 + max(self.k, 0.0)) / tail_size(len(self.log_weights)) ** 0.5)
 
     def mean(self) -> PyTree:
         """Σ w_sθ_s, the mean of p."""

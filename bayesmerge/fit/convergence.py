@@ -21,7 +21,7 @@ from bayesmerge.families.checks import ConvergenceWarning
 from bayesmerge.fit.abstract_target import AbstractTarget, Loss
 from bayesmerge.mixtures.mixture import Mixture
 
-PAIRS = 16
+PAIRS = 32
 PAIRS_OF_MINIBATCHES = 2
 """Where a fit reads minibatches, a pass over all data costs as much as many steps."""
 
@@ -30,6 +30,7 @@ MUCH = 0.1
 bound is 0.005 nats a parameter below its maximum."""
 
 STANDARD_ERRORS = 4.0
+"""Of the noise that is no alarm; half as many decide between the end of a fit and its start."""
 
 LAST = 2**32 - 2
 """The number of a step that no fit takes, and with it a key that no step draws from."""
@@ -64,7 +65,7 @@ class Evidence(NamedTuple):
         """By how many nats the bound is below that of another, and what noise could make of it."""
         gap = other.bounds - self.bounds
         error = np.std(gap, ddof=1) / np.sqrt(len(gap))
-        return float(np.mean(gap)), float(STANDARD_ERRORS * error)
+        return float(np.mean(gap)), float(STANDARD_ERRORS / 2 * error)
 
 
 def settled(
