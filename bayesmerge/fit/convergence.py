@@ -41,10 +41,13 @@ class Evidence(NamedTuple):
 
     - `bounds`: J estimates of the evidence lower bound, up to one constant.
     - `products`: ⟨r_i, r_j⟩/P of the natural-gradient steps r_1 … r_J that remain.
+    - `kept`: whether they are by the draws that the fit kept. Then the average over these is what
+      it minimised, and there is no noise.
     """
 
     bounds: Float[np.ndarray, " J"]
     products: Float[np.ndarray, "J J"]
+    kept: bool = False
 
     @property
     def is_finite(self) -> bool:
@@ -56,6 +59,8 @@ class Evidence(NamedTuple):
         could seem to have."""
         count = len(self.bounds)
         own, total = np.trace(self.products), np.sum(self.products)
+        if self.kept:
+            return float(np.sqrt(max(total, 0.0)) / count), 0.0
         squared = (total - own) / (count * (count - 1))
         noise = (own - total / count) / (count - 1)
         chance = STANDARD_ERRORS * noise * np.sqrt(2 / (count * (count - 1)))
@@ -64,6 +69,8 @@ class Evidence(NamedTuple):
     def below(self, other: "Evidence") -> tuple[float, float]:
         """By how many nats the bound is below that of another, and what noise could make of it."""
         gap = other.bounds - self.bounds
+        if self.kept:
+            return float(np.mean(gap)), 0.0
         error = np.std(gap, ddof=1) / np.sqrt(len(gap))
         return float(np.mean(gap)), float(STANDARD_ERRORS / 2 * error)
 
@@ -95,7 +102,7 @@ def settled(
     if not last.is_finite:
         lost, chance = np.inf, 0.0
     worth = posterior.layout.size * MUCH**2
-    few = len(last.bounds) <= PAIRS_OF_MINIBATCHES
+    few = len(last.bounds) <= PAIRS_OF_MINIBATCHES and not last.kept
     if lost > chance + worth * few:
         if lost > worth:
             _warn(
@@ -152,31 +159,38 @@ def left_of_start(step_size: Any, num_steps: int) -> float:
     return float(np.prod(1 - np.broadcast_to(sizes, (num_steps,))))
 
 
+class Draws(NamedTuple):
+    """How to look at a q of K components: their keys, how many pairs of draws, and whether these
+    are the ones that the fit kept."""
+
+    keys: Array
+    pairs: int
+    kept: bool
+
+
+def fresh_draws(key: PRNGKeyArray, count: int, minibatches: bool) -> Draws:
+    """Other draws than any step has seen, few where data are read in minibatches."""
+    keys = jax.random.split(jax.random.fold_in(key, LAST), count)
+    return Draws(keys, PAIRS_OF_MINIBATCHES if minibatches else PAIRS, False)
+
+
 def compared(
-    target: AbstractTarget,
-    prior: Any,
-    last: Any,
-    first: Any,
-    key: PRNGKeyArray,
-    batch_size: int | None,
+    target: AbstractTarget, prior: Any, last: Any, first: Any, draws: Draws
 ) -> tuple[Evidence, Evidence]:
     """`evidence` of the end of a fit and of its start, by the same noise."""
-    large = target.is_streamed or batch_size is not None
-    pairs = PAIRS_OF_MINIBATCHES if large else PAIRS
-    near, key = last.mean(), jax.random.fold_in(key, LAST)
-    e = [evidence(target, prior, q, near, key, pairs) for q in (last, first)]
-    return e[0], e[1]
+    near = last.mean()
+    ends, begins = (evidence(target, prior, q, near, draws) for q in (last, first))
+    return ends, begins
 
 
-def evidence(
-    target: AbstractTarget, prior: Any, q: Any, near: PyTree, key: PRNGKeyArray, pairs: int
-) -> Evidence:
-    """Of a Gaussian or a mixture of Gaussians q, from `pairs` pairs of draws m ± d of every
-    component. Two q with the same `near`, a point to measure the prior from, can be compared."""
+def evidence(target: AbstractTarget, prior: Any, q: Any, near: PyTree, draws: Draws) -> Evidence:
+    """Of a Gaussian or a mixture of Gaussians q, from pairs of draws m ± d of every component. Two
+    q with the same `near`, a point to measure the prior from, can be compared."""
     if not isinstance(q, Mixture):
         q = Mixture(jnp.ones(1), jax.tree.map(lambda x: x[None], q))
     look = _look if target.is_streamed else _look_compiled
-    return Evidence(*(np.asarray(x, float) for x in look(target, prior, q, near, key, pairs)))
+    bounds, products = look(target, prior, q, near, draws.keys, draws.pairs)
+    return Evidence(np.asarray(bounds, float), np.asarray(products, float), draws.kept)
 
 
 def _look(
@@ -184,14 +198,14 @@ def _look(
     prior: Any,
     q: Mixture,
     near: PyTree,
-    key: PRNGKeyArray,
+    keys: Array,
     pairs: int,
 ) -> tuple[Float[Array, " J"], Float[Array, "J J"]]:
-    def drawn(component: Any, mean: PyTree) -> PyTree:
+    def drawn(component: Any, mean: PyTree, key: PRNGKeyArray) -> PyTree:
         away = component.deviations(key, pairs)
         return jax.tree.map(lambda m, d: m[None] + d, mean, away)
 
-    draws = jax.lax.map(lambda one: drawn(*one), (q.components, q.means))
+    draws = jax.lax.map(lambda one: drawn(*one), (q.components, q.means, keys))
     count = q.num_components, 2 * pairs
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), draws)
     losses, slopes = target.accumulate(_at_each, flat)

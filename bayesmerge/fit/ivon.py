@@ -17,7 +17,7 @@ from bayesmerge.families.diagonal import DiagonalGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.abstract_target import AbstractTarget
-from bayesmerge.fit.convergence import compared, settled
+from bayesmerge.fit.convergence import compared, fresh_draws, settled
 from bayesmerge.fit.curvature import require_known
 from bayesmerge.fit.ivon_optimiser import (
     HessianEstimator,
@@ -236,10 +236,11 @@ def ivon(
     ).posterior
     began = method.posterior(first)
     objective = JointTarget([target], [method.ess / method.num_examples])
+    draws = fresh_draws(key, 1, target.is_streamed or batch_size is not None)
     return settled(
         last,
         began,
-        *compared(objective, method.prior_of(last), last, began, key, batch_size),
+        *compared(objective, method.prior_of(last), last, began, draws),
         num_steps=num_steps,
         left=beta2**num_steps,
         step_name="learning_rate (for standard deviations a smaller beta2)",

@@ -22,7 +22,7 @@ from bayesmerge.families.checks import ConvergenceWarning
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
-from bayesmerge.fit.convergence import compared, left_of_start, settled
+from bayesmerge.fit.convergence import Draws, compared, fresh_draws, left_of_start, settled
 from bayesmerge.fit.curvature import Structure, require_known
 from bayesmerge.fit.expand import quadratic
 from bayesmerge.fit.expectation import At, Estimator, expectation, loss_at
@@ -234,10 +234,14 @@ def mixture_von(
         progress=progress,
     ).posterior
     began = method.posterior(first)
+    K = began.num_components
+    draws = fresh_draws(key, K, target.is_streamed or batch_size is not None)
+    if not resample:
+        draws = Draws(jax.random.split(jax.random.key(0), K), num_samples // 2, True)
     found = settled(
         last,
         began,
-        *compared(target, prior, last, began, key, batch_size),
+        *compared(target, prior, last, began, draws),
         num_steps=num_steps,
         left=left_of_start(step_size, num_steps),
         step_name="step_size and weight_step_size",

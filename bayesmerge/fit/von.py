@@ -19,7 +19,7 @@ from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import as_arrays
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
-from bayesmerge.fit.convergence import compared, left_of_start, settled
+from bayesmerge.fit.convergence import Draws, compared, fresh_draws, left_of_start, settled
 from bayesmerge.fit.curvature import Kind, Structure, curvature_product, require_known
 from bayesmerge.fit.expand import FAMILIES, quadratic
 from bayesmerge.fit.expectation import Estimator, expectation, loss_at
@@ -184,10 +184,13 @@ def von(
         checkpoint=checkpoint,
         progress=progress,
     ).posterior
+    draws = fresh_draws(key, 1, target.is_streamed or batch_size is not None)
+    if not resample:
+        draws = Draws(jax.random.key(0)[None], num_samples // 2, True)
     return settled(
         last,
         first,
-        *compared(target, prior, last, first, key, batch_size),
+        *compared(target, prior, last, first, draws),
         num_steps=num_steps,
         left=left_of_start(method.step_size, num_steps),
     )
