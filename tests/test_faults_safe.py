@@ -166,9 +166,9 @@ def test_what_noise_alone_would_do_is_no_residual():
     bounds, alarms, seen = np.zeros(32), 0, []
     for _ in range(1000):
         steps = rng.standard_t(4, size=32)
-        away, noise = Evidence(bounds, np.outer(steps, steps)).remaining
+        away, noise = Evidence(bounds, np.outer(steps, steps), bounds).remaining
         alarms += away**2 > 0.1**2 + noise**2
-        seen.append(Evidence(bounds, np.outer(steps + 0.5, steps + 0.5)).remaining[0] ** 2)
+        seen.append(Evidence(bounds, np.outer(steps + 0.5, steps + 0.5), bounds).remaining[0] ** 2)
     assert alarms < 10
     assert np.sqrt(np.mean(seen)) == pytest.approx(0.5, rel=0.25)
     assert left_of_start(lambda t: 1 / (t + 2.0), 9) == pytest.approx(0.1)

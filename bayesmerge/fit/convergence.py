@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
+from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import ConvergenceWarning
 from bayesmerge.fit.abstract_target import AbstractTarget, Loss
 from bayesmerge.mixtures.mixture import Mixture
 
 PAIRS = 32
-PAIRS_OF_MINIBATCHES = 2
+PAIRS_OF_MINIBATCHES = 4
 """Where a fit reads minibatches, a pass over all data costs as much as many steps."""
 
 MUCH = 0.1
@@ -41,12 +42,14 @@ class Evidence(NamedTuple):
 
     - `bounds`: J estimates of the evidence lower bound, up to one constant.
     - `products`: ⟨r_i, r_j⟩/P of the natural-gradient steps r_1 … r_J that remain.
+    - `widths`: J estimates of tr(Λ⁻¹Λ*)/P − 1, Λ* the precision that is right by Price's theorem.
     - `kept`: whether they are by the draws that the fit kept. Then the average over these is what
       it minimised, and there is no noise.
     """
 
     bounds: Float[np.ndarray, " J"]
     products: Float[np.ndarray, "J J"]
+    widths: Float[np.ndarray, " J"]
     kept: bool = False
 
     @property
@@ -66,6 +69,14 @@ class Evidence(NamedTuple):
         chance = STANDARD_ERRORS * noise * np.sqrt(2 / (count * (count - 1)))
         return float(np.sqrt(max(squared, 0.0))), float(np.sqrt(max(chance, 0.0)))
 
+    @property
+    def spread(self) -> tuple[float, float]:
+        """|log sd| that is to come, on average over parameters, and what noise could make of it."""
+        if self.kept:
+            return float(abs(np.mean(self.widths)) / 2), 0.0
+        error = np.std(self.widths, ddof=1) / np.sqrt(len(self.widths))
+        return float(abs(np.mean(self.widths)) / 2), float(STANDARD_ERRORS * error / 2)
+
     def below(self, other: "Evidence") -> tuple[float, float]:
         """By how many nats the bound is below that of another, and what noise could make of it."""
         gap = other.bounds - self.bounds
@@ -83,6 +94,7 @@ def settled(
     *,
     num_steps: int,
     left: float,
+    by_price: bool = False,
     step_name: str = "step_size",
     stacklevel: int = 3,
 ) -> Any:
@@ -90,6 +102,8 @@ def settled(
     converged, or lost more of the bound than a tenth of a standard deviation would.
 
     - `left`: the share of the start's precision that is left in that of the end.
+    - `by_price`: whether the precision is to be what Price's theorem says, from which how far it
+      has to go is then estimated; otherwise by how far it has come.
     """
     if not last.is_finite and not first.is_finite:
         _warn(
@@ -113,8 +127,8 @@ def settled(
             )
         return start
     away, noise = last.remaining
-    spread = _spread(posterior, start, left)
-    if away**2 > MUCH**2 + noise**2 or spread > MUCH:
+    spread, unsure = last.spread if by_price else (_spread(posterior, start, left), 0.0)
+    if away**2 > MUCH**2 + noise**2 or spread > MUCH + unsure:
         more = f"more num_steps (they were {num_steps})"
         larger = (
             f", or a larger {step_name}" if left > MUCH else ", or another start or coordinates"
@@ -189,8 +203,8 @@ def evidence(target: AbstractTarget, prior: Any, q: Any, near: PyTree, draws: Dr
     if not isinstance(q, Mixture):
         q = Mixture(jnp.ones(1), jax.tree.map(lambda x: x[None], q))
     look = _look if target.is_streamed else _look_compiled
-    bounds, products = look(target, prior, q, near, draws.keys, draws.pairs)
-    return Evidence(np.asarray(bounds, float), np.asarray(products, float), draws.kept)
+    bounds, products, widths = map(np.asarray, look(target, prior, q, near, draws))
+    return Evidence(bounds.astype(float), products.astype(float), widths.astype(float), draws.kept)
 
 
 def _look(
@@ -198,16 +212,14 @@ def _look(
     prior: Any,
     q: Mixture,
     near: PyTree,
-    keys: Array,
-    pairs: int,
-) -> tuple[Float[Array, " J"], Float[Array, "J J"]]:
+    draws: Draws,
+) -> tuple[Float[Array, " J"], Float[Array, "J J"], Float[Array, " J"]]:
     def drawn(component: Any, mean: PyTree, key: PRNGKeyArray) -> PyTree:
-        away = component.deviations(key, pairs)
+        away = component.deviations(key, draws.pairs)
         return jax.tree.map(lambda m, d: m[None] + d, mean, away)
 
-    draws = jax.lax.map(lambda one: drawn(*one), (q.components, q.means, keys))
-    count = q.num_components, 2 * pairs
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), draws)
+    thetas = jax.lax.map(lambda one: drawn(*one), (q.components, q.means, draws.keys))
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), thetas)
     losses, slopes = target.accumulate(_at_each, flat)
 
     def rest(theta: PyTree) -> Float[Array, ""]:
@@ -215,9 +227,15 @@ def _look(
         return height if prior is None else height - prior.log_ratio(theta, near)
 
     heights, pulls = jax.lax.map(jax.value_and_grad(rest), flat)
-    h = (losses + heights).reshape(count).reshape(count[0], pairs, 2).mean(-1)
+    sets = 1 if draws.kept else draws.pairs
+
+    def by_set(x: Array) -> Array:
+        return x.reshape(q.num_components, sets, -1, *x.shape[1:]).mean(2)
+
     slopes = jax.tree.map(jnp.add, slopes, pulls)
-    slopes = jax.tree.map(lambda x: x.reshape(count[0], pairs, 2, *x.shape[1:]).mean(2), slopes)
+    centres = jax.tree.map(lambda m: jnp.repeat(m, 2 * draws.pairs, axis=0), q.means)
+    along = jax.vmap(tree_dot)(jax.tree.map(jnp.subtract, flat, centres), slopes)
+    h, along, slopes = jax.tree.map(by_set, (losses + heights, along, slopes))
 
     def gram(component: Any, slopes: PyTree) -> Float[Array, "J J"]:
         rows = jax.vmap(component.layout.ravel)(slopes)
@@ -228,7 +246,7 @@ def _look(
     grams = jax.lax.map(lambda one: gram(*one), (q.components, slopes))
     products = jnp.tensordot(q.weights, grams, 1)
     products = products + (q.weights[:, None] * away).T @ away
-    return -q.weights @ h, products / q.layout.size
+    return -q.weights @ h, products / q.layout.size, q.weights @ along / q.layout.size
 
 
 _look_compiled = eqx.filter_jit(_look)

@@ -188,7 +188,7 @@ def ivon(
     stands for, where that has the higher evidence lower bound.
 
     **Warns** where `ess` is not the number of examples, with both; and with a `ConvergenceWarning`
-    as `von`, where the mean, or h after β_2^steps of its start are left, has not converged.
+    as `von`, where the mean or h has not converged.
 
     **Raises** `ValueError` for options out of range, or both a prior and a weight decay;
     `bayesmerge.fit.DivergenceError` where a step is not finite.
@@ -243,6 +243,7 @@ def ivon(
         *compared(objective, method.prior_of(last), last, began, draws),
         num_steps=num_steps,
         left=beta2**num_steps,
+        by_price=hessian == "price",
         step_name="learning_rate (for standard deviations a smaller beta2)",
     )
 

@@ -141,9 +141,11 @@ def natural_gradient_vi(
     key = jax.random.fold_in(key, LAST)
     look = _look if target.is_streamed else _look_compiled
     seen = [look(target, prior, q, key, samples) for q in (last, first)]
-    ends, begins = (Evidence(np.asarray(b, float), np.asarray(p, float)) for b, p in seen)
+    ends, begins = (
+        Evidence(np.asarray(b, float), np.asarray(p, float), np.zeros(PAIRS)) for b, p in seen
+    )
     left = left_of_start(step_size, num_steps)
-    return settled(last, first, ends, begins, num_steps=num_steps, left=left)
+    return settled(last, first, ends, begins, num_steps=num_steps, left=left, by_price=True)
 
 
 def _look(

@@ -193,6 +193,7 @@ def von(
         *compared(target, prior, last, first, draws),
         num_steps=num_steps,
         left=left_of_start(method.step_size, num_steps),
+        by_price=method.curvature in ("hessian", "price"),
     )
 
 
