@@ -238,7 +238,7 @@ def test_weights_that_cannot_be_had():
     assert 400 < found.effective_samples < 600
     assert found.is_reliable
     rare = bm.Target(
-        lambda theta, y: jnp.where(theta > y, 0.5 * theta**2, jnp.inf), jnp.array([3.0])
+        lambda theta, y: jnp.where(theta > y, 0.5 * theta**2, jnp.inf), jnp.array([2.0])
     )
     assert not reweighted(q, rare, None, key(), 1000).is_reliable
     with pytest.raises(ValueError, match="zero at all of 100 draws"):

@@ -105,6 +105,8 @@ def _smoothed(
     random, since the fit divides by differences."""
     raw = ratios - np.max(ratios)
     tail = np.sort(raw)[-tail_size(len(raw)) - 1 :]
+    if not np.all(np.isfinite(tail)):
+        return raw, np.nan
     if np.ptp(tail) <= TIED * np.max(rounding):
         return raw, -np.inf
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, len(raw))
