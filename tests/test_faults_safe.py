@@ -237,6 +237,8 @@ def test_weights_that_cannot_be_had():
     np.testing.assert_allclose(found.mean(), np.sqrt(2 / np.pi), atol=4 * 0.6 / 500**0.5)
     assert 400 < found.effective_samples < 600
     assert found.is_reliable
+    wide = bm.Target(lambda theta, y: jnp.where(theta > y, 0.1 * theta**2, jnp.inf), jnp.zeros(1))
+    assert reweighted(q, wide, None, key(), 1000).k > 0.3
     rare = bm.Target(
         lambda theta, y: jnp.where(theta > y, 0.5 * theta**2, jnp.inf), jnp.array([2.0])
     )

@@ -91,7 +91,8 @@ def reweighted(
     )
     ratios = log_p - log_q
     _require_weights(ratios)
-    rounding = np.finfo(jnp.result_type(*jax.tree.leaves(draws))).eps * scale
+    eps = np.finfo(jnp.result_type(*jax.tree.leaves(draws))).eps
+    rounding = eps * np.where(np.isfinite(scale), scale, 0.0)
     log_weights, k = _smoothed(array_stats.psislw, ratios, rounding)
     log_weights = log_weights - np.logaddexp.reduce(log_weights)
     return Reweighted(k, float(1 / np.sum(np.exp(2 * log_weights))), draws, log_weights)
