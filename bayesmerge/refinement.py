@@ -1,30 +1,36 @@
 r"""Expanding every task again at the merged mode, until merging is joint training (GMA §1.5)."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.families.base import tree_dot
-from bayesmerge.families.checks import ConvergenceWarning, require
+from bayesmerge.families.checks import ConvergenceWarning, require, require_finite
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.layout import as_arrays
-from bayesmerge.fit.absorb import shared_prior
+from bayesmerge.fit.absorb import absorb, shared_prior
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Kind, Structure
 from bayesmerge.fit.expand import expand
-from bayesmerge.fit.optimise import require_kinds
+from bayesmerge.fit.optimise import Objective, require_kinds, search
 from bayesmerge.fit.target import JointTarget
 from bayesmerge.fit.tilted import Tilted, product
 from bayesmerge.linear_algebra import eigh
 from bayesmerge.tasks import as_weights, named
 
 HALVINGS = 20
+ROUNDING = 4
+"""Units of rounding by which the joint objective may seem to rise."""
+
+MOST_STEPS = 2000
 STILL_MOVING = 0.01
-"""The last step, in posterior standard deviations, that goes without saying."""
+"""The last Newton step, in posterior standard deviations, that needs no warning."""
 
 NO_MAXIMUM = (
     "the joint Hessian is not positive definite where the tasks were expanded last, so that there "
@@ -49,9 +55,13 @@ def refine(
     order of } \ell_t \text{ at } \hat\theta_\alpha,$$
 
     and again at the mode of that. Each step costs one gradient and one Hessian of every task, needs
-    no data to leave its task, and is a step of Newton's method on Σα_tℓ_t − log p_0 (halved while
-    that does not fall, and turned uphill where it is not convex): it converges to the Laplace
-    posterior of all data at once, quadratically.
+    no data to leave its task, and is a step of Newton's method on the joint objective
+    Σα_tℓ_t − log p_0: it converges to the Laplace posterior of all data at once, quadratically.
+
+    No step, the last included, raises the joint objective. A step that would is halved until it
+    does not (its linear term is shortened, so that the mode is where the shorter step ends), and
+    it is turned uphill where the objective is not convex. So by the joint objective the mode is
+    never worse than that of `merged`, nor than after fewer steps.
 
     - `targets`: ℓ_t, T targets or a mapping from task names to them.
     - `merged`: the posterior to start from, or its mode θ̂.
@@ -63,10 +73,11 @@ def refine(
     **Returns** a Gaussian for a Gaussian prior, and a `bayesmerge.fit.Tilted` for an exact one,
     whose `laplace()` is the Gaussian.
 
-    **Warns** with a `ConvergenceWarning` where the last step moved the mode by more than 0.01
-    posterior standard deviations.
+    **Warns** with a `ConvergenceWarning` where the last Newton step is longer than 0.01 posterior
+    standard deviations, and says which part of it was taken.
 
-    **Raises** `ValueError` where the joint Hessian is not positive definite at the last expansion.
+    **Raises** `ValueError` where the joint Hessian is not positive definite at the last expansion,
+    or the joint objective not finite at the mode of `merged`.
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
@@ -92,28 +103,107 @@ def refine(
         raise ValueError(f"steps is {steps}, and at least one expansion is needed to refine.")
     for loss in losses:
         require_kinds(loss, prior)
-    joint = JointTarget(losses, alpha)
     prior = shared_prior(dict(zip(names, losses, strict=True))) if prior is None else prior
     is_exact = isinstance(prior, AbstractTarget)
     theta, _ = as_arrays(merged.mode() if hasattr(merged, "mode") else merged, "merged")
+    value = _objective(JointTarget(losses, alpha), prior, theta)
+    lowest = require_finite(value(theta), "the joint objective at the mode of merged")
     for _ in range(steps):
         factors = [expand(t, theta, structure=structure, curvature=curvature) for t in losses]
         factor = product(factors, alpha)
         site = expand(prior, theta, structure=structure) if is_exact else prior
         gaussian = factor if site is None else site * factor
         step = _uphill(gaussian, theta)
-        moved = _length(gaussian, step)
-        theta = _along(joint, prior, theta, step)
-    if not is_exact:
-        gaussian = require(gaussian, gaussian.is_proper(), NO_MAXIMUM)
-    if moved > STILL_MOVING:
-        warnings.warn(
-            f"the last of {steps} steps moved the merged mode by {float(moved):.2g} posterior "
-            "standard deviations (root mean square): it has not converged. Allow more `steps`.",
-            ConvergenceWarning,
-            stacklevel=2,
-        )
+        length = _length(gaussian, step)
+        most = lowest + ROUNDING * jnp.finfo(lowest.dtype).eps * jnp.abs(lowest)
+        whole = _mode(gaussian, factor, prior if is_exact else None)
+        if whole is not None and value(whole) <= most:
+            part, theta = 1.0, whole
+        else:
+            part, theta = _halved(value, most, theta, step)
+            gaussian, factor = _centred(gaussian, theta), _centred(factor, theta)
+            if is_exact:
+                site = expand(prior, theta, structure=structure)
+                pull = jax.tree.map(jnp.subtract, site.multiply(theta), site.linear)
+                factor = _with_linear(factor, jax.tree.map(jnp.add, factor.linear, pull))
+        lowest = jnp.minimum(lowest, value(theta))
+    if is_exact:
+        gaussian = Tilted(factor, prior, gaussian).laplace(theta)
+    gaussian = require(gaussian, gaussian.is_proper(), NO_MAXIMUM)
+    if length > STILL_MOVING:
+        warnings.warn(_unconverged(steps, float(length), part, structure), ConvergenceWarning, 2)
     return Tilted(factor, prior, gaussian) if is_exact else gaussian
+
+
+def _objective(
+    joint: JointTarget, prior: Any, near: PyTree
+) -> Callable[[PyTree], Float[Array, ""]]:
+    """θ ↦ Σα_tℓ_t(θ) − log p_0(θ), up to a constant."""
+    target, gaussian = absorb(joint, prior)
+    look = _value if target.is_streamed else _value_compiled
+    return lambda theta: look(target, gaussian, near, theta)
+
+
+def _value(target: AbstractTarget, prior: Any, near: PyTree, theta: PyTree) -> Float[Array, ""]:
+    return Objective(target, prior, near).value(theta)
+
+
+_value_compiled = eqx.filter_jit(_value)
+
+
+def _mode(gaussian: Any, factor: Any, exact: AbstractTarget | None) -> PyTree | None:
+    """The mode of the merge: that of the Gaussian, or with an exact prior that of factor times
+    prior; `None` where there is none."""
+    if not bool(gaussian.is_proper()):
+        return None
+    newton = gaussian.solve(gaussian.linear)
+    if exact is None:
+        return newton
+    try:
+        return search(exact, factor, newton, "newton", MOST_STEPS).params
+    except ValueError:
+        return None
+
+
+def _halved(
+    value: Callable[[PyTree], Float[Array, ""]],
+    most: Float[Array, ""],
+    theta: PyTree,
+    step: PyTree,
+) -> tuple[float, PyTree]:
+    """The first s of 1, ½, ¼, … for which θ + s·step has at most the value `most`, and where that
+    is; or 0 and θ."""
+    for part in 0.5 ** np.arange(HALVINGS):
+        there = jax.tree.map(lambda x, d, s=float(part): x + s * d, theta, step)
+        if value(there) <= most:
+            return float(part), there
+    return 0.0, theta
+
+
+def _centred(gaussian: Any, theta: PyTree) -> Any:
+    """The same precision with the mode θ."""
+    return _with_linear(gaussian, gaussian.multiply(theta))
+
+
+def _with_linear(gaussian: Any, linear: PyTree) -> Any:
+    return eqx.tree_at(lambda q: q.linear, gaussian, linear)
+
+
+def _unconverged(steps: int, length: float, part: float, structure: Structure) -> str:
+    taken = "" if part == 1 else (
+        f", of which {part:.2g} was taken, since more of it raises the joint objective"
+        if part > 0
+        else ", of which nothing was taken, since any part of it raises the joint objective"
+    )  # fmt: skip
+    wider = "" if structure == "full" or part == 1 else (
+        f", or structure='full': {structure} curvature does not see correlations, and its steps "
+        "go too far"
+    )  # fmt: skip
+    return (
+        f"the last of {steps} Newton steps was {length:.2g} posterior standard deviations long "
+        f"(root mean square){taken}: the merged mode has not converged to that of all data. Allow "
+        f"more `steps`{wider}."
+    )
 
 
 def _uphill(gaussian: Any, theta: PyTree) -> PyTree:
@@ -137,32 +227,3 @@ def _away_from_zero(values: Array) -> Array:
 def _length(gaussian: Any, step: PyTree) -> Float[Array, ""]:
     """‖step‖ in posterior standard deviations, root mean square."""
     return jnp.sqrt(jnp.abs(tree_dot(step, gaussian.multiply(step))) / gaussian.layout.size)
-
-
-def _along(joint: JointTarget, prior: Any, theta: PyTree, step: PyTree) -> PyTree:
-    """θ + s·step with the first s of 1, ½, ¼, … at which the joint objective falls, as far as
-    rounding lets one see."""
-    look = _objective if joint.is_streamed else _objective_compiled
-    before = look(joint, prior, theta)
-    rounding = 10 * jnp.finfo(before.dtype).eps * jnp.abs(before)
-
-    def moved(scale: float) -> PyTree:
-        return jax.tree.map(lambda x, d: x + scale * d, theta, step)
-
-    for halvings in range(HALVINGS):
-        if look(joint, prior, moved(0.5**halvings)) <= before + rounding:
-            return moved(0.5**halvings)
-    return theta
-
-
-def _objective(joint: JointTarget, prior: Any, theta: PyTree) -> Float[Array, ""]:
-    """Σα_tℓ_t(θ) − log p_0(θ), up to a constant."""
-    loss = joint.total(theta)
-    if prior is None:
-        return loss
-    if isinstance(prior, AbstractTarget):
-        return loss + prior.total(theta)
-    return loss - prior.log_density(theta)
-
-
-_objective_compiled = eqx.filter_jit(_objective)

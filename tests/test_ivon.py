@@ -311,7 +311,8 @@ def test_fine_tuning_starts_from_a_posterior():
 def test_ess_that_is_not_the_number_of_examples_is_told():
     target, *_ = diabetes()
     prior = bm.IsotropicGaussian.from_mean_precision(jnp.zeros(10), 1.0)
-    with pytest.warns(UserWarning, match="ess is 50000, and the target has 442 examples"):
+    told = pytest.warns(UserWarning, match="ess is 50000, and the target has 442 examples")
+    with pytest.warns(bm.ConvergenceWarning), told:
         bm.ivon(target, prior, key=key(), num_steps=1, ess=50_000, progress=False)
     with pytest.raises(ValueError, match=r"has precision 44\.2"):
         bm.ivon(target, prior, key=key(), num_steps=1, weight_decay=0.1, progress=False)
@@ -364,7 +365,8 @@ def test_hyperparameters_may_be_injected():
 def test_starts_of_other_kinds_are_widened_or_refused():
     target, *_ = diabetes()
     prior = bm.IsotropicGaussian.from_mean_precision(jnp.zeros(10), 2.0)
-    q = bm.ivon(target, prior, key=key(), num_steps=2, start=prior, progress=False)
+    with pytest.warns(bm.ConvergenceWarning, match="after 2 steps"):
+        q = bm.ivon(target, prior, key=key(), num_steps=2, start=prior, progress=False)
     assert q.precision.shape == (10,)
     full = bm.FullGaussian.from_mean_precision(jnp.zeros(10), jnp.eye(10))
     with pytest.raises(TypeError, match="start is a FullGaussian"):

@@ -93,7 +93,7 @@ def test_shards_in_one_call_are_shards_one_by_one():
 def test_an_unknown_noise_scale_is_noticed_and_helped():
     """Eight shards: log σ drifts by about T·p/√(2n) standard deviations."""
     shards, posteriors, full = study("linear, unknown noise")
-    with pytest.warns(MergeWarning, match="moves sigma by"):
+    with pytest.warns(MergeWarning, match="moves log sigma by"):
         found = bm.diagnose(
             dict(zip(posteriors, shards, strict=True)),
             posteriors,

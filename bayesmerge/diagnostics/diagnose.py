@@ -4,29 +4,41 @@ import dataclasses
 import warnings
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from bayesmerge.diagnostics.difference import Difference, as_gaussian, difference, entries
-from bayesmerge.diagnostics.overlap import Overlap, overlap
+from bayesmerge.diagnostics.overlap import Overlap, overlap, tail
 from bayesmerge.diagnostics.reweighting import Reweighted, reweighted
+from bayesmerge.families.base import tree_dot
+from bayesmerge.families.diagonal import DiagonalGaussian
+from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
-from bayesmerge.families.show import ROWS, table
+from bayesmerge.families.show import ROWS, number, table
 from bayesmerge.fit.absorb import shared_prior
+from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Kind
+from bayesmerge.fit.expand import expand
+from bayesmerge.fit.model_target import ModelTarget
 from bayesmerge.fit.target import JointTarget
+from bayesmerge.fit.tilted import likelihood_factor
 from bayesmerge.merging import merge
 from bayesmerge.refinement import refine
 from bayesmerge.tasks import as_weights, matched, named
 
 MUCH = 0.5
-"""A shift in posterior standard deviations worth a warning."""
-
-UNRELIABLE = 0.7
-"""Pareto's k from which importance weights have too heavy a tail (Vehtari et al. 2024)."""
+"""A shift in posterior standard deviations worth a warning: 95 % intervals then cover 92 %."""
 
 SURPRISING = 0.001
 """The probability of a conflict as large, were there none, below which it is worth a warning."""
+
+STATIONARY = 0.1
+"""Standard deviations from the mode of its target from which a posterior is not one at a mode."""
+
+REFINEMENTS = 5
+"""Those that are advised, and were tried."""
 
 
 class MergeWarning(UserWarning):
@@ -43,6 +55,8 @@ class Diagnosis:
     - `overlap`: the `Overlap` of the tasks, `None` for a single one.
     - `reweighted`: `Reweighted` to the exact posterior, `None` without a key.
     - `reference`: the `Difference` to a posterior of all data, where one was given.
+    - `coordinates`: for sites of a NumPyro model the names of their coordinates, such as
+      `log sigma`, and their values at the mode in their own units.
     - `concerns`: what was warned of, in words.
     """
 
@@ -51,6 +65,7 @@ class Diagnosis:
     overlap: Overlap | None
     reweighted: Reweighted | None
     reference: Difference | None
+    coordinates: dict[str, tuple[str, Any]]
     concerns: tuple[str, ...]
 
     def __repr__(self) -> str:
@@ -61,8 +76,12 @@ class Diagnosis:
 
     def _text(self, most: int | None) -> str:
         """A table of at most so many parameters, and what is said of tasks and draws."""
-        names, mode = entries(self.merged.mode())
-        columns = {"mode": mode, "sd": np.sqrt(entries(self.merged.variance())[1])}
+        theta = self.merged.mode()
+        names, mode = labels(theta, self.coordinates), entries(theta)[1]
+        columns: dict[str, Any] = {"mode": mode, "sd": np.sqrt(entries(self.merged.variance())[1])}
+        if any(label != name for name, (label, _) in self.coordinates.items()):
+            own = self._own_units(theta)
+            columns["own units"] = ["" if np.isnan(x) else number(x) for x in own]
         if self.refined is not None:
             columns["shift/sd"] = entries(self.refined.shift)[1]
             columns["sd ratio"] = entries(self.refined.spread)[1]
@@ -82,6 +101,26 @@ class Diagnosis:
                 f"{self.reweighted.effective_samples:.0f} of {len(self.reweighted.log_weights)}"
             )
         return "\n".join([*lines, *self.concerns])
+
+    def _own_units(self, theta: Any) -> np.ndarray:
+        """The mode in the units of sites, NaN where coordinates are not transformed one by one."""
+        values = {name: value for name, (_, value) in self.coordinates.items()}
+        own = {
+            name: np.full(np.shape(x), np.nan) if values.get(name) is None else values[name]
+            for name, x in theta.items()
+        }
+        return entries(own)[1]
+
+
+def labels(theta: Any, coordinates: dict[str, tuple[str, Any]]) -> list[str]:
+    """Names of all entries, `log sigma` for the coordinate of a positive site `sigma`."""
+    if not coordinates:
+        return entries(theta)[0]
+    return [
+        coordinates[site][0] + entry.removeprefix(site if entry != "theta" else "theta")
+        for site, x in theta.items()
+        for entry in entries({site: x})[0]
+    ]
 
 
 def diagnose(
@@ -109,7 +148,10 @@ def diagnose(
 
     **Warns** with a `bayesmerge.diagnostics.MergeWarning` where one refinement moves a parameter by
     more than half a posterior standard deviation (Laplace shards with an unknown noise scale do
-    that), where tasks conflict (p < 0.001), and where Pareto's k is above 0.7.
+    that), where tasks conflict (p < 0.001), and where the importance weights are not reliable
+    (Pareto's k above 0.7, or for fewer than 2200 draws above 1 − 1/log₁₀S). With a key refinement
+    is advised only where it has been tried and has not made k worse. A conflict is put down to
+    overdispersion where the squared gradients of single examples say so.
 
     ```python
     >>> import jax, jax.numpy as jnp, bayesmerge as bm
@@ -136,54 +178,199 @@ def diagnose(
     joint = JointTarget(losses, alpha)
     prior = shared_prior(dict(zip(names, losses, strict=True))) if prior is None else prior
     merged = as_gaussian(merge(qs, alpha, prior))
-    refined, trouble = _refined(losses, merged, alpha, prior, curvature)
+    refined, trouble = _refined(losses, merged, alpha, prior, curvature, 1)
+    weighted, unweighted = _reweighted(merged, joint, prior, key, num_samples)
     found = Diagnosis(
         merged,
         None if refined is None else difference(merged, refined),
         overlap(qs, alpha, prior) if len(names) > 1 else None,
-        None if key is None else reweighted(merged, joint, prior, key, num_samples),
+        weighted,
         None if reference is None else difference(merged, reference),
-        trouble,
+        _coordinates(losses, merged.mode()),
+        (),
     )
-    found = dataclasses.replace(found, concerns=(*trouble, *_concerns(found)))
+    concerns = [*trouble, *unweighted]
+    shifted = _shift_concern(found)
+    if shifted:
+        concerns.append(shifted)
+        concerns.extend(_away_from_modes(dict(zip(names, losses, strict=True)), qs, prior))
+    unreliable = "" if weighted is None or weighted.is_reliable else _weights_concern(weighted)
+    if unreliable:
+        concerns.append(unreliable)
+    if shifted or unreliable:
+        better, _ = _refined(losses, merged, alpha, prior, curvature, REFINEMENTS)
+        after, _ = _reweighted(better, joint, prior, key, num_samples)
+        concerns.append(_advice(better, weighted, after))
+    concerns.extend(_conflicts(found, dict(zip(names, losses, strict=True)), qs, prior))
+    found = dataclasses.replace(found, concerns=tuple(concerns))
     if found.concerns:
         warnings.warn("\n".join(found.concerns), MergeWarning, stacklevel=2)
     return found
 
 
 def _refined(
-    losses: Any, merged: Any, alpha: Any, prior: Any, curvature: Kind | None
+    losses: Any, merged: Any, alpha: Any, prior: Any, curvature: Kind | None, steps: int
 ) -> tuple[Any, tuple[str, ...]]:
-    """The merge after one refinement, or why there is none."""
+    """The merge after refinements, or why there is none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return as_gaussian(refine(losses, merged, alpha, prior, curvature=curvature)), ()
+            refined = refine(losses, merged, alpha, prior, curvature=curvature, steps=steps)
+            return as_gaussian(refined), ()
         except ValueError as error:
             return None, (f"it could not be refined: {error}",)
 
 
-def _concerns(found: Diagnosis) -> tuple[str, ...]:
-    concerns = []
-    name, shift = ("", 0.0) if found.refined is None else found.refined.largest
-    if abs(shift) > MUCH:
+def _reweighted(
+    q: Any, joint: Any, prior: Any, key: PRNGKeyArray | None, num_samples: int
+) -> tuple[Reweighted | None, tuple[str, ...]]:
+    """Draws with importance weights, or why there are none."""
+    if key is None or q is None:
+        return None, ()
+    try:
+        return reweighted(q, joint, prior, key, num_samples), ()
+    except ValueError as error:
+        return None, (f"there are no importance weights: {error}",)
+
+
+def _coordinates(losses: Any, theta: Any) -> dict[str, tuple[str, Any]]:
+    if not isinstance(losses[0], ModelTarget):
+        return {}
+    from bayesmerge.numpyro.coordinates import coordinates
+
+    return coordinates(losses[0].model, theta)
+
+
+def _shift_concern(found: Diagnosis) -> str:
+    if found.refined is None:
+        return ""
+    names = labels(found.refined.shift, found.coordinates)
+    shifts = entries(found.refined.shift)[1]
+    worst = int(np.argmax(np.abs(shifts)))
+    if abs(shifts[worst]) <= MUCH:
+        return ""
+    return (
+        f"one refinement moves {names[worst]} by {-shifts[worst]:.2g} posterior standard "
+        "deviations: the shards' posteriors are not those of one quadratic."
+    )
+
+
+def _weights_concern(weighted: Reweighted) -> str:
+    if np.isnan(weighted.k):
+        return "no tail can be fitted to the importance weights, so that they are not reliable."
+    return (
+        f"Pareto's k of the importance weights is {weighted.k:.2f}: the merged Gaussian is far "
+        "from the exact posterior somewhere."
+    )
+
+
+def _advice(better: Any, before: Reweighted | None, after: Reweighted | None) -> str:
+    """What to do, as far as it has been tried."""
+    call = f"`refine(targets, merged, weights, steps={REFINEMENTS})`"
+    sample = (
+        "sample the exact posterior by MCMC from the merged one, or fit fewer and larger shards"
+    )
+    if better is None:
+        return f"{call} finds no maximum: {sample}."
+    if before is None:
+        return f"Use {call}, and pass `key` to see what that does to Pareto's k."
+    if after is None or not _is_better(before, after):
+        now = "not to be had" if after is None else f"{after.k:.2f}"
+        return f"{call} does not help: Pareto's k is {now} after it. So {sample}."
+    still = "" if after.is_reliable else f". That is not enough, so {sample} after it"
+    return (
+        f"Use {call}: Pareto's k is {after.k:.2f} after it (and {before.k:.2f} before), with "
+        f"{after.effective_samples:.0f} effective samples (and {before.effective_samples:.0f} "
+        f"before){still}."
+    )
+
+
+def _is_better(before: Reweighted, after: Reweighted) -> bool:
+    """Whether k has fallen, or weights are reliable, more draws effective, and k not higher by more
+    than its own error."""
+    more = after.effective_samples >= before.effective_samples
+    error = before.k_error if np.isfinite(before.k) else 0.0
+    return after.k <= before.k or bool(after.is_reliable and more and after.k <= before.k + error)
+
+
+def _away_from_modes(losses: dict[str, Any], qs: dict[str, Any], prior: Any) -> list[str]:
+    """Which posteriors are not centred at the mode of their own target."""
+    far = {}
+    for name, loss in losses.items():
+        at = qs[name].mode()
+        likelihood = expand(loss, at)
+        parts = [likelihood, expand(prior, at) if isinstance(prior, AbstractTarget) else prior]
+        slopes = [
+            jax.tree.map(jnp.subtract, p.linear, p.multiply(at)) for p in parts if p is not None
+        ]
+        score = jax.tree.map(lambda *x: sum(x), *slopes)
+        distance = float(jnp.sqrt(qs[name].squared_length(score) / qs[name].layout.size))
+        if distance > STATIONARY:
+            far[name] = f"{name} {distance:.2g}"
+    if not far:
+        return []
+    return [
+        "Some of that is no error of merging: refinement looks for a mode, and these posteriors "
+        "are centred elsewhere, as variational ones are, and fits that have not converged "
+        f"(standard deviations from the modes of their own targets: {', '.join(far.values())})."
+    ]
+
+
+def _conflicts(
+    found: Diagnosis, losses: dict[str, Any], qs: dict[str, Any], prior: Any
+) -> list[str]:
+    if found.overlap is None:
+        return []
+    surprising = {t: p for t, p in found.overlap.p_value.items() if not p >= SURPRISING}
+    if not surprising:
+        return []
+    excess = _dispersion(losses, qs, prior)
+    explained, concerns = [], []
+    for task, p in surprising.items():
+        z = entries(found.overlap.surprise[task])[1]
+        worst = int(np.argmax(np.abs(np.nan_to_num(z))))
+        name = labels(found.overlap.surprise[task], found.coordinates)[worst]
+        statistic, directions = found.overlap.chi_squared[task]
+        allowed = tail(statistic / max(excess, 1.0), directions)
+        said = f"(p = {p:.1g}), most in {name} (z = {z[worst]:.2g})"
+        if allowed >= SURPRISING:
+            explained.append(f"task {task} {said}, but p = {allowed:.1g} with that")
+        else:
+            concerns.append(
+                f"task {task} conflicts with the others {said}: perhaps it should not share these "
+                "parameters."
+            )
+    if explained:
         concerns.append(
-            f"one refinement moves {name} by {-shift:.2g} posterior standard deviations: the "
-            "shards' posteriors are not those of one quadratic. Use `refine(targets, merged, "
-            "weights, steps=5)`, or variational shards (`von`)."
+            "tasks differ more than they should if they shared parameters, but single examples "
+            f"vary {excess:.2g} times as much as the model says (overdispersion): "
+            f"{'; '.join(explained)}. So the likelihood is too narrow, rather than the tasks in "
+            "conflict. Use a wider one: negative binomial for Poisson, beta-binomial for binomial, "
+            "Student t for normal, a scale that is estimated."
         )
-    if found.overlap is not None:
-        for task, p in found.overlap.p_value.items():
-            if p < SURPRISING:
-                names, z = entries(found.overlap.surprise[task])
-                worst = int(np.argmax(np.abs(z)))
-                concerns.append(
-                    f"task {task} conflicts with the others (p = {p:.1g}), most in {names[worst]} "
-                    f"(z = {z[worst]:.2g}): perhaps it should not share these parameters."
-                )
-    if found.reweighted is not None and found.reweighted.k > UNRELIABLE:
-        concerns.append(
-            f"Pareto's k of the importance weights is {found.reweighted.k:.2f}: the merged "
-            "Gaussian is far from the exact posterior somewhere. Refine it, or sample it by MCMC."
-        )
-    return tuple(concerns)
+    return concerns
+
+
+def _dispersion(losses: dict[str, Any], qs: dict[str, Any], prior: Any) -> float:
+    r"""How many times as much as the model says the gradients of single examples vary,
+    $\sum_{ti} v_{ti}\sum_n g_{tni}^2 / \sum_{ti} v_{ti}H_{tii}$ with marginal
+    variances v: 1 where the model is right (the information identity)."""
+    seen = said = 0.0
+    for name, loss in losses.items():
+        q = qs[name]
+        try:
+            squares = expand(
+                loss, q.mode(), structure="diagonal", curvature="squared_gradients"
+            ).precision
+        except (ValueError, TypeError):
+            return 1.0
+        variance, H = q.variance(), _diagonal(likelihood_factor(q, prior))
+        seen += float(tree_dot(variance, squares))
+        said += float(tree_dot(variance, H))
+    return seen / said if said > 0 else 1.0
+
+
+def _diagonal(q: Any) -> Any:
+    if isinstance(q, FullGaussian):
+        return q.layout.unravel(jnp.diag(q.precision))
+    return q.precision if isinstance(q, DiagonalGaussian) else q.widen().precision

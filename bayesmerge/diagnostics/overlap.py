@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.diagnostics.difference import as_gaussian, entries
 from bayesmerge.diagnostics.reweighting import log_prior
+from bayesmerge.families.base import tree_dot
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.show import number, safely, table
@@ -20,8 +21,11 @@ from bayesmerge.linear_algebra import eigh
 from bayesmerge.merging import combined
 from bayesmerge.tasks import as_weights, named
 
-DIRECTIONS = 1e-6
-"""Shares of variance that a task takes away, below which it says nothing of a direction."""
+
+def _negligible(x: Array) -> float:
+    """The share of variance that a task takes away, below which it says nothing of a direction:
+    half the digits, as much as inverses of ill-conditioned precisions lose."""
+    return float(jnp.finfo(x.dtype).eps) ** 0.5
 
 
 class Overlap(eqx.Module):
@@ -34,8 +38,9 @@ class Overlap(eqx.Module):
     - `surprise`: for every task, shaped as θ, $z_i = \Delta_i/\sqrt{S_{-t,ii} - S_{ii}}$, the
       change Δ of the merged mode when task t comes in, in the standard deviations it would have
       under agreement. 0 where a task says nothing.
-    - `p_value`: for every task the probability of a change as large under agreement, of
-      χ² = Δᵀ(S_{−t} − S)⁺Δ.
+    - `chi_squared`: for every task χ² = Δᵀ(S_{−t} − S)⁺Δ and the number of directions in which
+      the task says something, its degrees of freedom.
+    - `p_value`: for every task the probability of a χ² as large under agreement.
     """
 
     __repr__ = safely(lambda found: _show(found))
@@ -43,6 +48,7 @@ class Overlap(eqx.Module):
     log_normaliser: Float[Array, ""]
     by_task: dict[str, Float[Array, ""]]
     surprise: dict[str, PyTree]
+    chi_squared: dict[str, tuple[float, int]]
     p_value: dict[str, float]
 
 
@@ -88,7 +94,8 @@ def overlap(posteriors: Any, weights: Any, prior: Any = None) -> Overlap:
         raise ValueError("there is one task, and an overlap needs at least two.")
     merged = as_gaussian(combined(qs, alpha, prior))
     mode = merged.mode()
-    total, by_task, surprise, p_value = log_prior(prior, mode) - merged.log_prob(mode), {}, {}, {}
+    total, by_task = log_prior(prior, mode) - merged.log_prob(mode), {}
+    surprise, statistic = {}, {}
     for name, q, weight in zip(names, qs, alpha, strict=True):
         factor = likelihood_factor(q, prior) ** weight
         log_factor = weight.astype(merged.log_prob(mode).dtype) * _log_factor(q, prior, mode)
@@ -100,8 +107,16 @@ def overlap(posteriors: Any, weights: Any, prior: Any = None) -> Overlap:
             )
         total = total + log_factor
         by_task[name] = log_factor + others.log_prob(mode) - merged.log_prob(mode)
-        surprise[name], p_value[name] = _surprise(others, merged)
-    return Overlap(total, by_task, surprise, p_value)
+        surprise[name], statistic[name] = _surprise(others, merged)
+    p_value = {name: tail(*found) for name, found in statistic.items()}
+    return Overlap(total, by_task, surprise, statistic, p_value)
+
+
+def tail(statistic: float, directions: int) -> float:
+    """The probability of a χ² as large."""
+    from scipy.stats import chi2
+
+    return float(chi2.sf(statistic, directions)) if directions else 1.0
 
 
 def _log_factor(q: Any, prior: Any, theta: PyTree) -> Float[Array, ""]:
@@ -113,10 +128,8 @@ def _log_factor(q: Any, prior: Any, theta: PyTree) -> Float[Array, ""]:
     return q.log_prob(theta) - log_prior(prior, theta)
 
 
-def _surprise(others: Any, merged: Any) -> tuple[PyTree, float]:
-    """z_i of every parameter, and the p-value of χ²."""
-    from scipy.stats import chi2
-
+def _surprise(others: Any, merged: Any) -> tuple[PyTree, tuple[float, int]]:
+    """z_i of every parameter, and χ² with its degrees of freedom."""
     change = jax.tree.map(jnp.subtract, merged.mode(), others.mode())
     before, after = others.variance(), merged.variance()
     z = jax.tree.map(_standardised, change, before, after)
@@ -126,15 +139,19 @@ def _surprise(others: Any, merged: Any) -> tuple[PyTree, float]:
         taken = (others.covariance() - merged.covariance()) / jnp.outer(scale, scale)
         shares, directions = eigh(0.5 * (taken + taken.T))
         along = directions.T @ (layout.ravel(change) / scale)
-        told = shares > DIRECTIONS
+        told = shares > _negligible(shares)
         statistic = jnp.sum(jnp.where(told, along**2 / jnp.where(told, shares, 1.0), 0.0))
         directions_told = int(jnp.sum(told))
     else:
-        entries = jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(z)])
-        statistic, directions_told = jnp.sum(entries**2), int(jnp.sum(entries != 0))
-    return z, float(chi2.sf(float(statistic), directions_told)) if directions_told else 1.0
+        told = others.layout.ravel(jax.tree.map(_is_told, before, after))
+        statistic, directions_told = tree_dot(z, z), int(jnp.sum(told))
+    return z, (float(statistic), directions_told)
+
+
+def _is_told(before: Array, after: Array) -> Array:
+    return before - after > _negligible(before) * before
 
 
 def _standardised(change: Array, before: Array, after: Array) -> Array:
-    told = before - after > DIRECTIONS * before
+    told = _is_told(before, after)
     return jnp.where(told, change / jnp.sqrt(jnp.where(told, before - after, 1.0)), 0.0)

@@ -11,9 +11,11 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from bayesmerge.families.show import number
 from bayesmerge.fit.abstract_target import AbstractTarget
 
-EQUAL = 1e-8
-"""A range of log weights within which they have no tail."""
+TIED = 16
+"""Units of rounding of the log densities within which log weights are equal."""
 
+UNRELIABLE = 0.7
+"""Pareto's k from which no number of draws makes importance weights reliable."""
 
 FEWEST = 25
 """Draws that arviz-stats takes five largest weights from."""
@@ -22,8 +24,8 @@ FEWEST = 25
 class Reweighted(eqx.Module):
     r"""Draws θ_s ~ q with importance weights w_s ∝ p(θ_s)/q(θ_s).
 
-    - `k`: Pareto's k of the weights' tail, −∞ where all are equal. Below 0.7 the weights are
-      reliable, and q not far from p.
+    - `k`: Pareto's k of the weights' tail, −∞ where all are equal within the rounding of the log
+      densities, NaN where no tail can be fitted.
     - `effective_samples`: 1 / Σ w_s², of smoothed weights.
     - `draws`: θ_s, with a leading axis.
     - `log_weights`: log w_s, smoothed and normalised.
@@ -39,6 +41,16 @@ class Reweighted(eqx.Module):
     effective_samples: float
     draws: PyTree
     log_weights: Float[np.ndarray, " S"]
+
+    @property
+    def is_reliable(self) -> bool:
+        """Whether k < min(1 − 1/log₁₀S, 0.7) for S draws; never where k is NaN."""
+        return bool(self.k < min(1 - 1 / np.log10(len(self.log_weights)), UNRELIABLE))
+
+    @property
+    def k_error(self) -> float:
+        """The standard error of k, (1 + k)/√M for the M largest weights that it is fitted to."""
+        return float((1 + max(self.k, 0.0)) / tail_size(len(self.log_weights)) ** 0.5)
 
     def mean(self) -> PyTree:
         """Σ w_sθ_s, the mean of p."""
@@ -63,7 +75,8 @@ def reweighted(
 
     **Returns** `Reweighted` draws.
 
-    **Raises** `ImportError` without `arviz-stats`, which smooths the weights.
+    **Raises** `ImportError` without `arviz-stats`, which smooths the weights; `ValueError` for
+    fewer than 25 draws, and where the log density of p is NaN or +∞ at a draw, or −∞ at all.
 
     Source: Vehtari, Simpson, Gelman, Yao & Gabry (2024), *Pareto Smoothed Importance Sampling*.
     """
@@ -80,20 +93,62 @@ def reweighted(
         )
     prior = target.prior if prior is None else prior
     draws = posterior.sample(jax.random.key(0) if key is None else key, (num_samples,))
-    ratios = np.asarray(_log_ratios(posterior, target, prior, draws), float)
-    if np.ptp(ratios) < EQUAL:
-        log_weights, k = np.zeros(num_samples), -np.inf
-    else:
-        log_weights, k = array_stats.psislw(-ratios)
-    log_weights = np.asarray(log_weights) - np.logaddexp.reduce(log_weights)
-    return Reweighted(float(k), float(1 / np.sum(np.exp(2 * log_weights))), draws, log_weights)
+    log_p, log_q, scale = (
+        np.asarray(x, float) for x in _log_densities(posterior, target, prior, draws)
+    )
+    ratios = log_p - log_q
+    _require_weights(ratios)
+    eps = np.finfo(jnp.result_type(*jax.tree.leaves(draws))).eps
+    rounding = eps * np.where(np.isfinite(scale), scale, 0.0)
+    log_weights, k = _smoothed(array_stats.psislw, ratios, rounding)
+    log_weights = log_weights - np.logaddexp.reduce(log_weights)
+    return Reweighted(k, float(1 / np.sum(np.exp(2 * log_weights))), draws, log_weights)
+
+
+def _smoothed(
+    psis: Any, ratios: Float[np.ndarray, " S"], rounding: Float[np.ndarray, " S"]
+) -> tuple[Float[np.ndarray, " S"], float]:
+    """Log weights and Pareto's k: −∞ where the largest are equal within rounding, and NaN where no
+    tail can be fitted, with the weights as they are. Ties that rounding makes are broken at
+    random, since the fit divides by differences."""
+    raw = ratios - np.max(ratios)
+    tail = np.sort(raw)[-tail_size(len(raw)) - 1 :]
+    if not np.all(np.isfinite(tail)):
+        return raw, np.nan
+    if np.ptp(tail) <= TIED * np.max(rounding):
+        return raw, -np.inf
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, len(raw))
+    with np.errstate(all="ignore"):
+        smoothed, k = psis(-(ratios + noise * rounding))
+    return (np.asarray(smoothed), float(k)) if np.all(smoothed < np.inf) else (raw, np.nan)
+
+
+def tail_size(draws: int) -> int:
+    """How many of the largest weights are the tail."""
+    return int(min(draws / 5, 3 * draws**0.5))
+
+
+def _require_weights(ratios: Float[np.ndarray, " S"]) -> None:
+    wrong = int(np.sum(np.isnan(ratios) | (ratios == np.inf)))
+    if wrong or np.all(ratios == -np.inf):
+        what = f"NaN or infinite at {wrong}" if wrong else "zero at all"
+        raise ValueError(
+            f"the density of the target is {what} of {len(ratios)} draws from the posterior, so "
+            "that they have no importance weights. Look for log(0), logarithms of negative numbers "
+            "and overflow in the loss, or use coordinates in which every value is possible."
+        )
 
 
 @eqx.filter_jit
-def _log_ratios(posterior: Any, target: Any, prior: Any, draws: PyTree) -> Float[Array, " S"]:
-    def one(theta: PyTree) -> Array:
-        log_p = log_prior(prior, theta) - target.total(theta)
-        return log_p - posterior.log_prob(theta)
+def _log_densities(
+    posterior: Any, target: Any, prior: Any, draws: PyTree
+) -> tuple[Float[Array, " S"], Float[Array, " S"], Float[Array, " S"]]:
+    """log p, log q, and the size of what they are sums of."""
+
+    def one(theta: PyTree) -> tuple[Array, Array, Array]:
+        prior_part, loss = jnp.asarray(log_prior(prior, theta)), target.total(theta)
+        log_q = posterior.log_prob(theta)
+        return prior_part - loss, log_q, jnp.abs(prior_part) + jnp.abs(loss) + jnp.abs(log_q)
 
     return jax.lax.map(one, draws)
 

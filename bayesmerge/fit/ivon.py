@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import require_finite
@@ -16,6 +17,7 @@ from bayesmerge.families.diagonal import DiagonalGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.fit.convergence import compared, fresh_draws, settled
 from bayesmerge.fit.curvature import require_known
 from bayesmerge.fit.ivon_optimiser import (
     HessianEstimator,
@@ -27,6 +29,7 @@ from bayesmerge.fit.ivon_optimiser import (
 )
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.run import AbstractMethod, Run, Schedule, run
+from bayesmerge.fit.target import JointTarget
 from bayesmerge.keys import as_key
 from bayesmerge.mixtures.mixture import Mixture
 from bayesmerge.origins import Origin, remember
@@ -124,6 +127,17 @@ class IVON(AbstractMethod):
         m = jax.tree.map(lambda m, u: (m + u).astype(m.dtype), m, updates)
         return Trained(m, state), {"loss": jnp.mean(value)}
 
+    def prior_of(self, like_: DiagonalGaussian) -> DiagonalGaussian | None:
+        """N(centre, 1/(λδ)), or `None` where δ is 0 everywhere."""
+        mean = like_.mode()
+        delta = like(self.weight_decay, mean)
+        if not any(np.any(x) for x in jax.tree.leaves(delta)):
+            return None
+        centre = jax.tree.map(jnp.zeros_like, mean) if self.centre is None else self.centre
+        precision = jax.tree.map(lambda d, m: (self.ess * d).astype(m.dtype), delta, mean)
+        linear = jax.tree.map(jnp.multiply, precision, centre)
+        return DiagonalGaussian(linear=linear, precision=precision, layout=like_.layout)
+
     def posterior(self, inner: Trained) -> DiagonalGaussian:
         """q."""
         if inner.optimiser.steps.ndim:
@@ -172,9 +186,11 @@ def ivon(
     - `batch_size`: examples a step; by default all.
     - `checkpoint`, `progress`: as in `bayesmerge.fit.run`.
 
-    **Returns** a `DiagonalGaussian`, the prior in it, as merging wants it.
+    **Returns** a `DiagonalGaussian`, the prior in it, as merging wants it; the one that the start
+    stands for, where that has the higher evidence lower bound.
 
-    **Warns** where `ess` is not the number of examples, with both.
+    **Warns** where `ess` is not the number of examples, with both; and with a `ConvergenceWarning`
+    as `von`, where the mean or h has not converged.
 
     **Raises** `ValueError` for options out of range, or both a prior and a weight decay;
     `bayesmerge.fit.DivergenceError` where a step is not finite.
@@ -210,7 +226,7 @@ def ivon(
     )
     first = method.init(starting_point(target, prior, start))
     target.check(first.params)
-    posterior = run(
+    last = run(
         method,
         target,
         first,
@@ -220,6 +236,18 @@ def ivon(
         checkpoint=checkpoint,
         progress=progress,
     ).posterior
+    began = method.posterior(first)
+    objective = JointTarget([target], [method.ess / method.num_examples])
+    draws = fresh_draws(key, 1, target.is_streamed or batch_size is not None)
+    posterior = settled(
+        last,
+        began,
+        *compared(objective, method.prior_of(last), last, began, draws),
+        num_steps=num_steps,
+        left=beta2**num_steps,
+        by_price=hessian == "price",
+        step_name="learning_rate (for standard deviations a smaller beta2)",
+    )
     if weight_decay is not None:
         return posterior
     return remember(posterior, Origin(target.prior if prior is None else prior))

@@ -22,6 +22,7 @@ from bayesmerge.families.checks import ConvergenceWarning
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.fit.convergence import Draws, compared, fresh_draws, left_of_start, settled
 from bayesmerge.fit.curvature import Structure, require_known
 from bayesmerge.fit.expand import quadratic
 from bayesmerge.fit.expectation import At, Estimator, expectation, loss_at
@@ -176,9 +177,11 @@ def mixture_von(
     - `spread`: how far apart these are drawn, in standard deviations of q.
     - `step_size`, `weight_step_size`: β and β_π in (0, 1], or schedules.
 
-    **Returns** a `Mixture` of K Gaussians.
+    **Returns** a `Mixture` of K Gaussians, the start where that has the higher evidence lower
+    bound.
 
-    **Warns** with a `ConvergenceWarning` where components have collapsed (weights below 0.001/K).
+    **Warns** with a `ConvergenceWarning` where components have collapsed (weights below 0.001/K),
+    and as `von` where the fit has not converged; log-weights count as parameters, in units of one.
 
     **Raises** `ValueError` for no components, step sizes outside (0, 1], and as `von`.
 
@@ -224,7 +227,7 @@ def mixture_von(
     else:
         q = starting_gaussian(target, prior, structure, method.curvature, start)
         first = _around(q, num_components, spread, jax.random.fold_in(key, 1))
-    found = run(
+    last = run(
         method,
         target,
         first,
@@ -234,6 +237,19 @@ def mixture_von(
         checkpoint=checkpoint,
         progress=progress,
     ).posterior
+    began = method.posterior(first)
+    K = began.num_components
+    draws = fresh_draws(key, K, target.is_streamed or batch_size is not None)
+    if not resample:
+        draws = Draws(jax.random.split(jax.random.key(0), K), num_samples // 2, True)
+    found = settled(
+        last,
+        began,
+        *compared(target, prior, last, began, draws),
+        num_steps=num_steps,
+        left=left_of_start(step_size, num_steps),
+        step_name="step_size and weight_step_size",
+    )
     _warn_if_collapsed(np.asarray(found.weights))
     return remember(found, Origin(held))
 

@@ -8,13 +8,16 @@ The optimum satisfies λ = λ_0 − ∇_μE_q[ℓ], μ = E_q[T(θ)] (the Bayesia
 import os
 from typing import Any, ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import AbstractExponentialFamily
-from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.fit.abstract_target import AbstractTarget, Loss
+from bayesmerge.fit.convergence import LAST, PAIRS, Evidence, left_of_start, settled
 from bayesmerge.fit.run import AbstractMethod, Schedule, run
 from bayesmerge.fit.von import RobbinsMonro, at_step, require_step_size
 from bayesmerge.linear_algebra import lstsq
@@ -81,7 +84,10 @@ def natural_gradient_vi(
       would make q improper.
     - `num_steps`, `batch_size`, `checkpoint`, `progress`: as in `von`.
 
-    **Returns** a posterior of the prior's family.
+    **Returns** a posterior of the prior's family, the start where that has the higher evidence
+    lower bound.
+
+    **Warns** with a `ConvergenceWarning` as `von`, where the fit has not converged.
 
     **Raises** `TypeError` for a prior that is no exponential family, `ValueError` for more than
     1000 natural parameters, too few samples, or a step size outside (0, 1].
@@ -123,7 +129,7 @@ def natural_gradient_vi(
     require_step_size("step_size", step_size)
     first = prior if start is None else start * prior**0.0
     target.check(first.mean())
-    return run(
+    last = run(
         NaturalGradient(prior, samples, step_size),
         target,
         first,
@@ -133,6 +139,40 @@ def natural_gradient_vi(
         checkpoint=checkpoint,
         progress=progress,
     ).posterior
+    key = jax.random.fold_in(key, LAST)
+    look = _look if target.is_streamed else _look_compiled
+    seen = [look(target, prior, q, key, samples) for q in (last, first)]
+    ends, begins = (
+        Evidence(np.asarray(b, float), np.asarray(p, float), np.zeros(PAIRS)) for b, p in seen
+    )
+    left = left_of_start(step_size, num_steps)
+    return settled(last, first, ends, begins, num_steps=num_steps, left=left, by_price=True)
+
+
+def _look(
+    target: AbstractTarget, prior: Any, q: Any, key: PRNGKeyArray, samples: int
+) -> tuple[Float[Array, " J"], Float[Array, "J J"]]:
+    """The bound, and the natural-gradient steps that remain in units of q, by each of J sets of
+    draws."""
+    draws = q.sample(key, (PAIRS * samples,))
+    losses = target.accumulate(_losses_at, draws).reshape(PAIRS, samples)
+    statistics = jax.vmap(lambda theta: ravel_pytree(q.sufficient_statistics(theta))[0])(draws)
+    sets = statistics.reshape(PAIRS, samples, -1)
+    slopes = jax.lax.map(lambda one: _regression(*one), (sets, losses))
+    gap = ravel_pytree(prior.natural_parameters)[0] - ravel_pytree(q.natural_parameters)[0]
+    away = statistics - jnp.mean(statistics, axis=0)[None]
+    moved = (gap[None] - slopes) @ away.T
+    products = moved @ moved.T / (len(away) * q.layout.size)
+    return -jnp.mean(losses, axis=1) - q.kl_divergence(prior), products
+
+
+_look_compiled = eqx.filter_jit(_look)
+
+
+def _losses_at(
+    loss: Loss, draws: PyTree, batch: PyTree, index: Int[ArrayLike, ""]
+) -> Float[Array, " S"]:
+    return jax.lax.map(lambda theta: jnp.sum(loss(theta, batch)), draws)
 
 
 def _regression(T: Float[Array, "S D"], losses: Float[Array, " S"]) -> Float[Array, " D"]:

@@ -7,7 +7,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from bayesmerge.families.base import unstack
 from bayesmerge.families.checks import is_concrete
 from bayesmerge.fit.laplace import laplace
 from bayesmerge.origins import Origin, origin_of, remember
@@ -15,13 +14,23 @@ from bayesmerge.tasks import named
 
 TARGETS = "that of each target"
 
+LOOKS_AT_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+"""What JAX raises where Python asks for a number that is being traced."""
+
 
 def fit_shards(targets: Any, method: Callable[[Any], Any] = laplace) -> dict[str, Any]:
     r"""The posterior of every shard, those of one shape in one compiled, vmapped call.
 
-    - `targets`: ℓ_t, T targets or a mapping from the shards' names to them, with data in arrays.
+    - `targets`: ℓ_t, T targets or a mapping from the shards' names to them.
     - `method(target)`: a posterior; pass the same function again, and new shards of the same shapes
-      cost no compilation.
+      cost no compilation. A method that looks at numbers while it runs (`von`, `ivon` and others
+      of many steps, or Python code that branches on values) is called for one shard after another,
+      as are shards whose data are streams; what it compiles serves all shards of one shape.
 
     **Returns** a dictionary from names ("0", "1", … for a sequence) to posteriors, in order.
 
@@ -47,17 +56,22 @@ def fit_shards(targets: Any, method: Callable[[Any], Any] = laplace) -> dict[str
     for t, member in enumerate(members):
         groups.setdefault(_shape(member), []).append(t)
     fitted: dict[int, Any] = {}
+    one_by_one = False
     for group in groups.values():
-        if len(group) == 1:
-            fitted[group[0]] = method(members[group[0]])
-            continue
-        arrays = [eqx.filter(members[t], eqx.is_array) for t in group]
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *arrays)
-        rest = eqx.filter(members[group[0]], eqx.is_array, inverse=True)
-        batch, knows, own = _fit_all(method, stacked, rest)
-        for t, q in zip(group, unstack(batch), strict=True):
-            prior = members[t].prior if own is TARGETS else own
-            fitted[t] = remember(q, Origin(prior, knows_prior=knows))
+        if len(group) > 1 and not one_by_one and not members[group[0]].is_streamed:
+            arrays = [eqx.filter(members[t], eqx.is_array) for t in group]
+            stacked = jax.tree.map(lambda *x: jnp.stack(x), *arrays)
+            rest = eqx.filter(members[group[0]], eqx.is_array, inverse=True)
+            try:
+                batch, knows, own = _fit_all(method, stacked, rest)
+            except LOOKS_AT_VALUES:
+                one_by_one = True
+            else:
+                for i, t in enumerate(group):
+                    prior = members[t].prior if own is TARGETS else own
+                    fitted[t] = remember(_member(batch, i), Origin(prior, knows_prior=knows))
+                continue
+        fitted |= {t: method(members[t]) for t in group}
     return {name: fitted[t] for t, name in enumerate(names)}
 
 
@@ -79,7 +93,7 @@ def _fit_all(method: Callable[[Any], Any], arrays: Any, rest: Any) -> tuple[Any,
             origin = Origin(TARGETS)
         return q
 
-    batch = jax.vmap(one)(arrays)
+    batch = eqx.filter_vmap(one)(arrays)
     return batch, origin.knows_prior, origin.prior
 
 
@@ -87,6 +101,10 @@ def _is_one(prior: Any, other: Any) -> bool:
     """Whether two priors hold the very same arrays."""
     leaves, others = jax.tree.leaves(prior), jax.tree.leaves(other)
     return len(leaves) == len(others) and all(x is y for x, y in zip(leaves, others, strict=True))
+
+
+def _member(batch: Any, i: int) -> Any:
+    return jax.tree.map(lambda x: x[i] if eqx.is_array(x) else x, batch)
 
 
 def _shape(target: Any) -> Any:

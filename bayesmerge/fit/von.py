@@ -19,6 +19,7 @@ from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import as_arrays
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.fit.convergence import Draws, compared, fresh_draws, left_of_start, settled
 from bayesmerge.fit.curvature import Kind, Structure, curvature_product, require_known
 from bayesmerge.fit.expand import FAMILIES, quadratic
 from bayesmerge.fit.expectation import Estimator, expectation, loss_at
@@ -139,7 +140,13 @@ def von(
     - `checkpoint`, `progress`: as in `bayesmerge.fit.run`, which also returns the history of the
       evidence lower bound and a state to continue from.
 
-    **Returns** an `IsotropicGaussian`, `DiagonalGaussian` or `FullGaussian`.
+    **Returns** an `IsotropicGaussian`, `DiagonalGaussian` or `FullGaussian`: q after the last step,
+    or the start where that has the higher evidence lower bound.
+
+    **Warns** with a `ConvergenceWarning` where the next step of natural gradients would move q by
+    more than a tenth of its standard deviations (root mean square over parameters) beyond the noise
+    of the draws that this is estimated from, where its standard deviations have more than a tenth
+    to go, and where the bound has fallen.
 
     **Raises** `ValueError` for a step size outside (0, 1], an odd or too small `num_samples`, and
     as `laplace`; `bayesmerge.fit.DivergenceError` where a step is not finite.
@@ -169,7 +176,7 @@ def von(
         step_size=(RobbinsMonro() if resample else 0.5) if step_size is None else step_size,
     )
     first = starting_gaussian(target, prior, structure, method.curvature, start)
-    posterior = run(
+    last = run(
         method,
         target,
         first,
@@ -179,6 +186,17 @@ def von(
         checkpoint=checkpoint,
         progress=progress,
     ).posterior
+    draws = fresh_draws(key, 1, target.is_streamed or batch_size is not None)
+    if not resample:
+        draws = Draws(jax.random.key(0)[None], num_samples // 2, True)
+    posterior = settled(
+        last,
+        first,
+        *compared(target, prior, last, first, draws),
+        num_steps=num_steps,
+        left=left_of_start(method.step_size, num_steps),
+        by_price=method.curvature in ("hessian", "price"),
+    )
     return remember(posterior, Origin(held))
 
 

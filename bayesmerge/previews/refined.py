@@ -73,7 +73,8 @@ def refined(
         enough = SUFFICIENT * tree_dot(search.gradient, search.step)
         falls = value <= search.value + enough
         direction, memory = lbfgs.update(gradient, search.memory, u)
-        step = jax.tree.map(jnp.negative, direction)
+        downhill = tree_dot(direction, gradient) > 0
+        step = jax.tree.map(lambda d, g: -jnp.where(downhill, d, g), direction, gradient)
         move = start.colour(step)
         ahead = bottom(objective, theta, move)
         first = search.looked == 0
