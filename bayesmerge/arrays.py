@@ -39,17 +39,28 @@ def as_array(values: Any, name: str, dtype: DTypeLike | None = None) -> Array:
     return jnp.asarray(array.astype(wanted, copy=False))
 
 
-def as_rows(tree: PyTree, name: str, *, warn: bool = True) -> PyTree:
-    """A pytree of containers as one of JAX arrays that have rows in their first axis.
+def as_rows(
+    tree: PyTree, name: str, *, lists: bool = True, rounds: str = "", warn: bool = True
+) -> PyTree:
+    """A pytree of containers as one of JAX arrays that have rows in their first axis; `lists` are
+    arrays, too, and no part of the tree. In the leaf `rounds` integers that do not fit become
+    floats.
 
     **Warns** once of columns that float32 rounds coarsely, where 64 bits are not enabled.
 
     **Raises** as `as_array`, and `ValueError` where labels of rows (a pandas index) differ.
     """
-    paths, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_one)
+
+    def is_leaf(values: Any) -> bool:
+        return isinstance(values, (list, *UNORDERED) if lists else UNORDERED) or _is_sparse(values)
+
+    paths, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     named = [(name + jax.tree_util.keystr(path), leaf) for path, leaf in paths]
     _require_same_rows(named)
-    opened = [(full, leaf, to_numpy(leaf, full)) for full, leaf in named]
+    opened = [
+        (full, leaf, _rounded(to_numpy(leaf, full)) if full == rounds else to_numpy(leaf, full))
+        for full, leaf in named
+    ]
     if warn and jnp.result_type(float) == np.float32:
         _warn_if_coarse(opened)
     return jax.tree.unflatten(structure, [as_array(array, full) for full, _, array in opened])
@@ -82,14 +93,11 @@ def column_labels(values: Any) -> list[Any] | None:
 
 
 FRAMES = {"pandas", "polars", "pyarrow"}
+UNORDERED = (collections.abc.Iterator, collections.abc.Set, collections.abc.MappingView)
 
 
 def _libraries(values: Any) -> set[str]:
     return {kind.__module__.partition(".")[0] for kind in type(values).__mro__}
-
-
-def _is_one(values: Any) -> bool:
-    return isinstance(values, list) or _is_sparse(values)
 
 
 def _is_sparse(values: Any) -> bool:
@@ -132,12 +140,16 @@ def _opened(values: Any, name: str) -> Any:
 def _through_protocols(values: Any, name: str) -> np.ndarray:
     try:
         if hasattr(values, "__dlpack__") and not hasattr(values, "__array__"):
-            return np.from_dlpack(values)
-        return np.asarray(values)
+            array = np.from_dlpack(values)
+        else:
+            array = np.asarray(values)
+        if array.ndim == 0 and array.dtype == np.object_ and not isinstance(values, numbers.Number):
+            raise TypeError("it is one object")
+        return array
     except Exception as error:
         raise TypeError(
             f"{name} is a {type(values).__module__}.{type(values).__name__}, which does not turn "
-            f"into an array ({str(error).splitlines()[0]}): pass a NumPy array."
+            f"into an array of numbers ({str(error).splitlines()[0]}): pass a NumPy array."
         ) from error
 
 
@@ -219,9 +231,9 @@ def _require_same_rows(leaves: list[tuple[str, Any]]) -> None:
             raise ValueError(
                 f"{first_name} and {name} label their rows differently, "
                 f"{list(first[:3])}… and {list(labels[:3])}…"
-                f"{', the same labels in another order' if is_shuffled else ''}, and rows belong "
-                f"together by position: use `{name}.loc[{first_name}.index]`, or where they are "
-                "in order pass `.to_numpy()` of both."
+                f"{', the same labels in another order' if is_shuffled else ''}, and rows are "
+                f"put together by position: sort them first, `{name}.loc[{first_name}.index]` in "
+                "pandas, or where they belong together as they are pass `.to_numpy()` of both."
             )
 
 
@@ -230,7 +242,7 @@ def _row_labels(values: Any) -> Any:
     libraries = _libraries(values)
     if "pandas" in libraries and hasattr(values, "iloc"):
         return values.index
-    if "xarray" in libraries and getattr(values, "dims", ()) and hasattr(values, "indexes"):
+    if "xarray" in libraries and not hasattr(values, "data_vars") and values.dims:
         return values.indexes.get(values.dims[0])
     return None
 
@@ -240,7 +252,7 @@ def _real(array: Any, name: str) -> Any:
     kind = array.dtype
     if jnp.issubdtype(kind, jax.dtypes.prng_key):
         return array
-    if kind == object:
+    if kind == np.object_:
         return _from_objects(array, name)
     if jnp.issubdtype(kind, jnp.complexfloating):
         raise TypeError(
@@ -251,7 +263,8 @@ def _real(array: Any, name: str) -> Any:
         raise TypeError(
             f"{name} has dtype {kind}, of which JAX has none: round it by `.astype(np.float64)`."
         )
-    if jnp.issubdtype(kind, jnp.number) or kind == bool:
+    is_time = np.issubdtype(kind, np.timedelta64)
+    if (not is_time and jnp.issubdtype(kind, jnp.number)) or kind == np.bool_:
         return array if kind.isnative else array.astype(kind.newbyteorder("="))
     raise TypeError(f"{name} must be numbers, and it {_instead(array)}")
 
@@ -273,7 +286,7 @@ def _instead(array: np.ndarray) -> str:
             f"is a structured array with the fields {array.dtype.names}: pass the columns that "
             "are meant, e.g. `numpy.lib.recfunctions.structured_to_unstructured(x)`."
         )
-    first = f", first {array.flat[0]!r}" if array.size else ""
+    first = f", first {array.flat[0].item()!r}" if array.size else ""
     return f"holds strings{first}: {ENCODE}, or for numbers in text use `.astype(float)`."
 
 
@@ -305,7 +318,7 @@ def _remedy_for(entry: Any) -> str:
     if isinstance(entry, str):
         return ENCODE
     if isinstance(entry, (datetime.date, datetime.timedelta)) or hasattr(entry, "ordinal"):
-        return "dates: encode them as numbers, e.g. days since the first"
+        return "encode dates as numbers, e.g. days since the first"
     if isinstance(entry, numbers.Complex):
         return "pass real and imaginary part as two arrays"
     if isinstance(entry, (list, tuple)) or is_array(entry):
@@ -347,6 +360,15 @@ def _require_fitting(array: np.ndarray, wanted: Any, name: str) -> None:
             )
 
 
+def _rounded(array: Any) -> Any:
+    is_wide = isinstance(array, np.ndarray) and array.dtype.kind in "iu" and array.size > 0
+    if not is_wide or np.array_equal(
+        array.astype(jax.dtypes.canonicalize_dtype(array.dtype)), array
+    ):
+        return array
+    return array.astype(float)
+
+
 def _warn_if_coarse(leaves: list[tuple[str, Any, Any]]) -> None:
     coarse = [text for name, given, array in leaves for text in _coarse_columns(name, given, array)]
     if coarse:
@@ -374,16 +396,14 @@ def _coarse_columns(name: str, given: Any, array: Any) -> list[str]:
     found = np.argwhere((spacing > COARSE * spread) & varies & ~is_exact & np.isfinite(spacing))
     labels, texts = column_labels(given), []
     for index in map(tuple, found.tolist()):
-        if np.array_equal(
-            column := array[(slice(None), *index)[: array.ndim]], column.astype("f4")
-        ):
+        values = array if array.ndim == 1 else array[(slice(None), *index)]
+        if np.array_equal(values, values.astype(np.float32)):
             continue
-        where = "" if array.ndim == 1 else f", column {labels[index[0]]!r}" if labels else (
-            f", column {index[0] if len(index) == 1 else index}"
-        )  # fmt: skip
+        column = labels[index[0]] if labels else index[0] if len(index) == 1 else index
+        where = "" if array.ndim == 1 else f", column {column!r},"
         texts.append(
-            f"{name}{where} is around {column.flat[0]:.6g} and varies by {spread[index]:.3g}, and "
-            f"float32 has only every {spacing[index]:.3g} there: the values are rounded to these"
+            f"{name}{where} is around {values[0]:.6g} and varies by {spread[index]:.3g}, and "
+            f"float32 has only every {spacing[index]:.3g} there, to which the values are rounded"
         )
     return texts
 

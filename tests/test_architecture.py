@@ -12,6 +12,7 @@ import bayesmerge as bm
 
 PACKAGE = Path(bm.__file__).parent
 FLOORS = (
+    ("arrays", "keys"),
     ("families",),
     ("mixtures",),
     ("tasks", "fingerprint", "files"),

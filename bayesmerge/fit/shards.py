@@ -21,7 +21,7 @@ def fit_shards(targets: Any, method: Callable[[Any], Any] = laplace) -> dict[str
 
     **Returns** a dictionary from names ("0", "1", … for a sequence) to posteriors, in order.
 
-    **Raises** what `method` raises, for shards that share a shape without their names.
+    **Raises** what `method` raises, with the name of the shard where it is a `ValueError`.
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
@@ -45,14 +45,26 @@ def fit_shards(targets: Any, method: Callable[[Any], Any] = laplace) -> dict[str
     fitted: dict[int, Any] = {}
     for group in groups.values():
         if len(group) == 1:
-            fitted[group[0]] = method(members[group[0]])
+            fitted[group[0]] = _fit_one(method, names[group[0]], members[group[0]])
             continue
         arrays = [eqx.filter(members[t], eqx.is_array) for t in group]
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *arrays)
         rest = eqx.filter(members[group[0]], eqx.is_array, inverse=True)
-        batch = _fit_all(method, stacked, rest)
+        try:
+            batch = _fit_all(method, stacked, rest)
+        except Exception:
+            for t in group:
+                _fit_one(method, names[t], members[t])
+            raise
         fitted |= dict(zip(group, unstack(batch), strict=True))
     return {name: fitted[t] for t, name in enumerate(names)}
+
+
+def _fit_one(method: Callable[[Any], Any], name: str, target: Any) -> Any:
+    try:
+        return method(target)
+    except ValueError as error:
+        raise ValueError(f"shard '{name}': {error}") from error
 
 
 @eqx.filter_jit

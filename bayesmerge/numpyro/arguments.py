@@ -9,7 +9,9 @@ import copy
 import enum
 import hashlib
 import inspect
+import itertools
 import pickle
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -27,6 +29,9 @@ from bayesmerge.numpyro.sites import TRACED_VALUES, ModelError
 
 MOST_SHOWN = 12
 """Arguments that an error lists."""
+
+OWN = ("bayesmerge", "equinox", "jaxtyping", "beartype")
+"""Packages whose functions stand between the model and whoever passes it."""
 
 
 class Hole:
@@ -88,14 +93,16 @@ def bound(
     **Raises** `ModelError` where the model fails with its arguments as they were given.
     """
     given = list(_leaves(function, args, kwargs))
+    arrays = {i: border.as_array(x, name) for i, (name, x) in enumerate(given) if is_array(x)}
     for name, leaf in given:
-        _require_representable(name, leaf)
+        if not is_array(leaf):
+            _require_representable(name, leaf)
 
-    def split(traced: list[int]) -> Arguments:
-        return _split(args, kwargs, given, traced)
+    def split(traced: dict[int, Array]) -> Arguments:
+        return _split(args, kwargs, traced)
 
     try:
-        traced = _traceable(given, lambda traced: look(split(traced)))
+        traced = _traceable(given, arrays, lambda traced: look(split(traced)))
     except TRACED_VALUES as error:
         raise ModelError(
             "the model looks at values of its latent sites while it runs (`if`, `float`, "
@@ -105,7 +112,7 @@ def bound(
     except ModelError as error:
         if error.__cause__ is None:
             raise
-        described = shown(function, split([]))
+        described = shown(function, split({}))
         raise ModelError(f"{error}. Its arguments: {described}.") from error.__cause__
     fixed = [name for i, (name, leaf) in enumerate(given) if i not in traced and _is_data(leaf)]
     if fixed:
@@ -116,12 +123,15 @@ def bound(
     return split(traced)
 
 
-def _traceable(given: list[tuple[str, Any]], look: Callable[[list[int]], Any]) -> list[int]:
-    """The numbers of the leaves to trace: all arrays, or those that the model allows, or where it
-    fails with its arguments as they are all that can be arrays."""
-    arrays = [i for i, (_, leaf) in enumerate(given) if is_array(leaf)]
+def _traceable(
+    given: list[tuple[str, Any]],
+    arrays: dict[int, Array],
+    look: Callable[[dict[int, Array]], Any],
+) -> dict[int, Array]:
+    """The leaves to trace, by their numbers: all arrays, or those that the model allows, or where
+    it fails with its arguments as they are all that can be arrays."""
 
-    def works(traced: list[int]) -> bool:
+    def works(traced: dict[int, Array]) -> bool:
         try:
             look(traced)
         except Exception:  # Whatever it is, traced arrays are its cause where others work.
@@ -131,23 +141,25 @@ def _traceable(given: list[tuple[str, Any]], look: Callable[[list[int]], Any]) -
     if works(arrays):
         return arrays
     try:
-        look([])
+        look({})
     except Exception:
-        more = [i for i, (_, leaf) in enumerate(given) if is_array(leaf) or _turns(leaf)]
-        if more != arrays and works(more):
-            return more
+        more = {i: array for i, (_, x) in enumerate(given) if (array := _turned(x)) is not None}
+        everything = dict(sorted((arrays | more).items()))
+        if more and works(everything):
+            return everything
         raise
-    traced: list[int] = []
-    for i in arrays if len(arrays) > 1 else ():
-        traced += [i] if works([*traced, i]) else []
+    traced: dict[int, Array] = {}
+    for i, array in arrays.items() if len(arrays) > 1 else ():
+        traced |= {i: array} if works(traced | {i: array}) else {}
     return traced
 
 
 def is_array(x: Any) -> bool:
-    """Whether `x` is an array of numbers, of NumPy or JAX."""
-    if isinstance(x, jax.Array):
-        return True
-    return type(x) is np.ndarray and (x.dtype == bool or jnp.issubdtype(x.dtype, jnp.number))
+    """Whether `x` is an array of real numbers, of NumPy or JAX, or of JAX's random keys."""
+    if not isinstance(x, jax.Array) and type(x) is not np.ndarray:
+        return False
+    kinds = np.bool_, jnp.integer, jnp.floating, jax.dtypes.prng_key
+    return any(jnp.issubdtype(x.dtype, kind) for kind in kinds)
 
 
 def shown(function: Callable[..., Any], arguments: Arguments) -> str:
@@ -230,22 +242,17 @@ def _leaves(
     return iter(found)
 
 
-def _split(
-    args: tuple[Any, ...], kwargs: dict[str, Any], given: list[tuple[str, Any]], traced: list[int]
-) -> Arguments:
-    arrays: list[Array] = []
-    numbers = iter(range(len(given)))
+def _split(args: tuple[Any, ...], kwargs: dict[str, Any], traced: dict[int, Array]) -> Arguments:
+    places = {i: place for place, i in enumerate(traced)}
+    numbers = itertools.count()
 
     def part(_: str, leaf: Any) -> Any:
         i = next(numbers)
-        if i not in traced:
-            return _kept(leaf)
-        arrays.append(border.as_array(_numeric(leaf), given[i][0]))
-        return Hole(len(arrays) - 1)
+        return Hole(places[i]) if i in traced else _kept(leaf)
 
     tree = tuple(_mapped(part, x) for x in args), {k: _mapped(part, x) for k, x in kwargs.items()}
     constants = Constants(tree)
-    return Arguments(arrays, constants, _digest(constants.signature))
+    return Arguments(list(traced.values()), constants, _digest(constants.signature))
 
 
 def _kept(leaf: Any) -> Any:
@@ -320,22 +327,17 @@ def _holds_numbers(x: Any) -> bool:
     return isinstance(x, (int, float, np.generic))
 
 
-def _turns(leaf: Any) -> bool:
-    """Whether a constant can be an array."""
-    if not _is_data(leaf):
-        return False
+def _turned(leaf: Any) -> Array | None:
+    """A list or column as an array, where it can be one; missing numbers are NaN, which masks may
+    cover."""
+    if is_array(leaf) or not _is_data(leaf):
+        return None
+    is_masked = isinstance(leaf, np.ma.MaskedArray)
     try:
-        border.as_array(_numeric(leaf), "it")
+        is_column = hasattr(leaf, "__array__") and not is_masked
+        return border.as_array(np.asarray(leaf) if is_column else leaf, "it")
     except Exception:
-        return False
-    return True
-
-
-def _numeric(leaf: Any) -> Any:
-    """A container as NumPy reads it, missing numbers being NaN, which masks may cover."""
-    if is_array(leaf) or not hasattr(leaf, "__array__") or isinstance(leaf, np.ma.MaskedArray):
-        return leaf
-    return np.asarray(leaf)
+        return None
 
 
 def _require_representable(name: str, leaf: Any) -> None:
@@ -390,6 +392,14 @@ def _origin(function: Any) -> Any:
     return function
 
 
+def _depth_of_caller() -> int:
+    """The stack level of the first function outside of this package, for a warning."""
+    frame, depth = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in OWN:
+        frame, depth = frame.f_back, depth + 1
+    return depth
+
+
 _told: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
@@ -409,5 +419,5 @@ def _tell_once(function: Callable[..., Any], names: list[str]) -> None:
         "`range`). To have one program for all shards pass arrays, `jnp.asarray(x)`, compute with "
         "them by `jnp` in the model, and pass what its structure depends on (numbers of groups, "
         "options) as Python integers and strings. This warning comes once for every model.",
-        stacklevel=7,
+        stacklevel=_depth_of_caller(),
     )

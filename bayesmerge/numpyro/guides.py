@@ -10,7 +10,6 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int, PyTree
 from numpyro import handlers
-from numpyro.distributions.transforms import ReshapeTransform
 from numpyro.infer import autoguide
 
 from bayesmerge.families.checks import require
@@ -54,8 +53,13 @@ def _of_flat(model: Any, guide: Any, params: dict[str, Any]) -> Any:
     order that the guide alone knows."""
     if guide.prototype_trace is None:
         _guide_trace(model, guide, params, {})
+    is_batched = isinstance(guide, autoguide.AutoBatchedMixin)
     try:
-        flat = guide.get_posterior(params)
+        flat = (
+            handlers.substitute(guide._get_batched_posterior, data=params)()
+            if is_batched
+            else guide.get_posterior(params)
+        )
     except NotImplementedError:
         flat = None
     except KeyError as error:
@@ -63,10 +67,7 @@ def _of_flat(model: Any, guide: Any, params: dict[str, Any]) -> Any:
             f"params lack {error} of the guide; they have {sorted(params)}: pass "
             f"`svi_result.params`."
         ) from None
-    while isinstance(flat, (dist.Independent, dist.TransformedDistribution)):
-        if any(not isinstance(t, ReshapeTransform) for t in getattr(flat, "transforms", ())):
-            break
-        flat = flat.base_dist
+    flat = flat.base_dist if isinstance(flat, dist.Independent) else flat
     stock = (dist.Normal, dist.MultivariateNormal, dist.LowRankMultivariateNormal)
     if not isinstance(flat, stock):
         raise TypeError(
