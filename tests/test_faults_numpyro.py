@@ -255,6 +255,19 @@ def test_data_that_do_not_fit_are_named():
     assert len(Model(column, np.array([1, 5_000_000_000])).arguments.arrays) == 1
 
 
+def test_columns_that_broadcast_to_a_matrix_are_told():
+    x = np.arange(3.0)
+    with pytest.warns(UserWarning, match=r"'y' has observations of shape \(3, 1\).* 9 log-prob"):
+        Model(regression, x, x[:, None])
+    Model(column, x[:, None])
+    Model(column, jnp.array(1.0))
+
+
+def test_what_can_be_read_once_is_refused():
+    with pytest.raises(TypeError, match=r"data\['y'\] is a generator.*`list\(data\['y'\]\)`"):
+        Model(counts, {"a": 2, "y": (i for i in range(3))})
+
+
 def test_refusals_are_the_same_for_dictionaries():
     def discrete(data):
         z = numpyro.sample("z", dist.Bernoulli(0.5))

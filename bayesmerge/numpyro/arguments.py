@@ -93,6 +93,12 @@ def bound(
     **Raises** `ModelError` where the model fails with its arguments as they were given.
     """
     given = list(_leaves(function, args, kwargs))
+    for name, leaf in given:
+        if isinstance(leaf, Iterator):
+            raise TypeError(
+                f"{name} is a {type(leaf).__name__}, which can be read only once, and the model "
+                f"runs many times: pass an array, or `list({name})`."
+            )
     arrays = {i: border.as_array(x, name) for i, (name, x) in enumerate(given) if is_array(x)}
     for name, leaf in given:
         if not is_array(leaf):
@@ -212,7 +218,9 @@ def _is_opened(x: Any) -> bool:
 
 
 def _is_leaf(x: Any) -> bool:
-    return x is None or jax.tree_util.treedef_is_leaf(jax.tree.structure(x))
+    return (
+        x is None or isinstance(x, Iterator) or jax.tree_util.treedef_is_leaf(jax.tree.structure(x))
+    )
 
 
 def _by_name(
@@ -357,8 +365,10 @@ def _columns(name: str, leaf: Any) -> Iterator[tuple[str, np.ndarray]]:
     elif not _is_data(leaf):
         return
     elif (labels := border.column_labels(leaf) if hasattr(leaf, "columns") else None) is not None:
-        for label in labels:
-            yield from _columns(f"{name}[{label!r}]", leaf[label])
+        for label in dict.fromkeys(labels):
+            column = leaf[label]
+            column = np.asarray(column) if hasattr(column, "columns") else column
+            yield from _columns(f"{name}[{label!r}]", column)
         return
     elif isinstance(leaf, list) or hasattr(leaf, "__array__"):
         try:
@@ -392,7 +402,7 @@ def _origin(function: Any) -> Any:
     return function
 
 
-def _depth_of_caller() -> int:
+def depth_of_caller() -> int:
     """The stack level of the first function outside of this package, for a warning."""
     frame, depth = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in OWN:
@@ -419,5 +429,5 @@ def _tell_once(function: Callable[..., Any], names: list[str]) -> None:
         "`range`). To have one program for all shards pass arrays, `jnp.asarray(x)`, compute with "
         "them by `jnp` in the model, and pass what its structure depends on (numbers of groups, "
         "options) as Python integers and strings. This warning comes once for every model.",
-        stacklevel=_depth_of_caller(),
+        stacklevel=depth_of_caller(),
     )

@@ -14,7 +14,7 @@ from bayesmerge.families.checks import is_concrete, require_finite
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.recognise import gaussian_of
 from bayesmerge.numpyro import sites
-from bayesmerge.numpyro.arguments import Arguments, bound, not_finite
+from bayesmerge.numpyro.arguments import Arguments, bound, depth_of_caller, not_finite
 from bayesmerge.numpyro.guides import guide_posterior
 from bayesmerge.numpyro.outputs import Summary, arviz_data, draws_by_site, predictive, summary
 from bayesmerge.numpyro.priors import to_numpyro
@@ -77,6 +77,8 @@ class Model(eqx.Module):
         self.arguments = bound(function, args, kwargs, self._look)
         self.rows = {}
         self.sites = self._fixed_structure()
+        for repetition in self.sites.repeated:
+            warnings.warn(f"{repetition}.", stacklevel=depth_of_caller())
         dtype = jnp.result_type(float)
         shapes = {name: jnp.zeros(shape, dtype) for name, shape in self.sites.latent.items()}
         self.layout = Layout.of(shapes)

@@ -1,6 +1,7 @@
 """What a model is made of, seen by running it once, and what of it cannot be merged."""
 
 import dataclasses
+import math
 import traceback
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -40,11 +41,13 @@ class Sites:
     - `latent`: parameters, with the shapes of their unconstrained coordinates.
     - `observed`: what the likelihood is made of, with the shapes of their log-probabilities.
     - `minibatched`: the plate that subsamples and holds no latent site, with its size.
+    - `repeated`: which sites count their observations several times, in words.
     """
 
     latent: dict[str, tuple[int, ...]]
     observed: dict[str, tuple[int, ...]]
     minibatched: tuple[str, int] | None
+    repeated: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
         return hash((*self.latent.items(), *self.observed.items(), self.minibatched))
@@ -67,7 +70,8 @@ class Sites:
                 f"the model has no observed sites: its latent sites are {tuple(latent)}. Data must "
                 "enter by `obs=` (or `numpyro.factor`); a site whose `obs` is None is a parameter."
             )
-        return cls(latent, observed, _minibatched(trace))
+        repeated = (_repetition(trace[name], shape) for name, shape in observed.items())
+        return cls(latent, observed, _minibatched(trace), tuple(filter(None, repeated)))
 
 
 def is_latent(site: dict[str, Any]) -> bool:
@@ -170,6 +174,20 @@ def _shape_of_log_prob(site: dict[str, Any]) -> tuple[int, ...]:
             f"shape {fn.batch_shape} and event shape {fn.event_shape} ({_first_line(error)}): data "
             "must be an array, `jnp.asarray(x)`, with as many rows as what predicts them"
         ) from error
+
+
+def _repetition(site: dict[str, Any], shape: tuple[int, ...]) -> str:
+    """What is said of a site whose observations and distribution broadcast each other."""
+    fn, value = site["fn"], np.shape(site["value"])
+    batch = tuple(fn.batch_shape)
+    if shape in (batch, value[: len(value) - fn.event_dim]):
+        return ""
+    return (
+        f"site '{site['name']}' has observations of shape {value} and a distribution of batch "
+        f"shape {batch}, which make {math.prod(shape)} log-probabilities of shape {shape}: every "
+        "observation counts several times. Give both one shape (`y[:, 0]` or `jnp.ravel(y)` for a "
+        "column), or where that is meant `jnp.broadcast_to(y, …)`"
+    )
 
 
 def _marked(site: dict[str, Any]) -> bool:
