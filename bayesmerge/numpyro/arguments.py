@@ -6,12 +6,12 @@ programs, as is everything else: numbers, strings, lists, tables.
 """
 
 import copy
-import enum
 import hashlib
 import inspect
 import itertools
 import pickle
 import sys
+import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,12 +19,17 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
-from bayesmerge import arrays as border
-from bayesmerge.families.checks import is_concrete
+from bayesmerge.arrays import as_array
+from bayesmerge.numpyro.data import (
+    described,
+    is_array,
+    is_data,
+    require_usable,
+    turned,
+    warn_if_coarse,
+)
 from bayesmerge.numpyro.sites import TRACED_VALUES, ModelError
 
 MOST_SHOWN = 12
@@ -48,6 +53,9 @@ class Constants:
     def __init__(self, tree: Any):
         self.tree = tree
         self.signature = _signature(tree)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Constants, (self.tree,)
 
     def __repr__(self) -> str:
         return "Constants(…)"
@@ -93,16 +101,8 @@ def bound(
     **Raises** `ModelError` where the model fails with its arguments as they were given.
     """
     given = list(_leaves(function, args, kwargs))
-    for name, leaf in given:
-        if isinstance(leaf, Iterator):
-            raise TypeError(
-                f"{name} is a {type(leaf).__name__}, which can be read only once, and the model "
-                f"runs many times: pass an array, or `list({name})`."
-            )
-    arrays = {i: border.as_array(x, name) for i, (name, x) in enumerate(given) if is_array(x)}
-    for name, leaf in given:
-        if not is_array(leaf):
-            _require_representable(name, leaf)
+    require_usable(given)
+    arrays = {i: as_array(x, name) for i, (name, x) in enumerate(given) if is_array(x)}
 
     def split(traced: dict[int, Array]) -> Arguments:
         return _split(args, kwargs, traced)
@@ -118,14 +118,12 @@ def bound(
     except ModelError as error:
         if error.__cause__ is None:
             raise
-        described = shown(function, split({}))
-        raise ModelError(f"{error}. Its arguments: {described}.") from error.__cause__
-    fixed = [name for i, (name, leaf) in enumerate(given) if i not in traced and _is_data(leaf)]
+        given_words = shown(function, split({}))
+        raise ModelError(f"{error}. Its arguments: {given_words}.") from error.__cause__
+    fixed = [name for i, (name, leaf) in enumerate(given) if i not in traced and is_data(leaf)]
     if fixed:
         _tell_once(function, fixed)
-    if jnp.result_type(float) == np.float32:
-        columns = [column for name, leaf in given for column in _columns(name, leaf)]
-        border._warn_if_coarse([(name, values, values) for name, values in columns])
+    warn_if_coarse(given)
     return split(traced)
 
 
@@ -149,7 +147,7 @@ def _traceable(
     try:
         look({})
     except Exception:
-        more = {i: array for i, (_, x) in enumerate(given) if (array := _turned(x)) is not None}
+        more = {i: array for i, (_, x) in enumerate(given) if (array := turned(x)) is not None}
         everything = dict(sorted((arrays | more).items()))
         if more and works(everything):
             return everything
@@ -160,32 +158,11 @@ def _traceable(
     return traced
 
 
-def is_array(x: Any) -> bool:
-    """Whether `x` is an array of real numbers, of NumPy or JAX, or of JAX's random keys."""
-    if not isinstance(x, jax.Array) and type(x) is not np.ndarray:
-        return False
-    kinds = np.bool_, jnp.integer, jnp.floating, jax.dtypes.prng_key
-    return any(jnp.issubdtype(x.dtype, kind) for kind in kinds)
-
-
 def shown(function: Callable[..., Any], arguments: Arguments) -> str:
     """The arguments with their types and shapes, for errors."""
-    words = [f"{name} ({_kind(x)})" for name, x in arguments.named(function)]
+    words = [f"{name} ({described(x)})" for name, x in arguments.named(function)]
     more = [f"{len(words) - MOST_SHOWN} more"] if len(words) > MOST_SHOWN else []
     return ", ".join(words[:MOST_SHOWN] + more) or "none"
-
-
-def not_finite(function: Callable[..., Any], arguments: Arguments) -> list[str]:
-    """Where data hold NaN or infinite values, in words."""
-    found = []
-    for name, leaf in arguments.named(function):
-        for path, values in _columns(name, leaf):
-            bad = np.argwhere(~np.isfinite(values))
-            if len(bad):
-                index = tuple(bad[0].tolist())
-                place = f"[{', '.join(map(str, index))}]" if index else ""
-                found.append(f"{path}{place} is {values[index]} ({len(bad)} such entries)")
-    return found
 
 
 def _mapped(f: Callable[[str, Any], Any], x: Any, path: str = "") -> Any:
@@ -318,81 +295,6 @@ def _digest(signature: Any) -> str:
     return hashlib.sha256(" ".join(words(signature)).encode()).hexdigest()
 
 
-def _is_data(leaf: Any) -> bool:
-    """Whether a constant holds numbers that may well differ from shard to shard."""
-    if isinstance(leaf, list):
-        return any(map(_holds_numbers, leaf))
-    if callable(leaf) or isinstance(leaf, (np.generic, enum.Enum)):
-        return False
-    if getattr(getattr(leaf, "dtype", None), "kind", "") in ("S", "U"):
-        return False
-    return is_array(leaf) or hasattr(leaf, "__array__") or hasattr(leaf, "__dict__")
-
-
-def _holds_numbers(x: Any) -> bool:
-    if isinstance(x, (list, tuple, dict)):
-        return any(map(_holds_numbers, x.values() if isinstance(x, dict) else x))
-    return isinstance(x, (int, float, np.generic))
-
-
-def _turned(leaf: Any) -> Array | None:
-    """A list or column as an array, where it can be one; missing numbers are NaN, which masks may
-    cover."""
-    if is_array(leaf) or not _is_data(leaf):
-        return None
-    is_masked = isinstance(leaf, np.ma.MaskedArray)
-    try:
-        is_column = hasattr(leaf, "__array__") and not is_masked
-        return border.as_array(np.asarray(leaf) if is_column else leaf, "it")
-    except Exception:
-        return None
-
-
-def _require_representable(name: str, leaf: Any) -> None:
-    """An error for numbers that JAX would wrap or make infinite, wherever the model hands them to
-    it."""
-    for column, values in _columns(name, leaf):
-        border.as_array(values, column)
-
-
-def _columns(name: str, leaf: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of real numbers in an array, a list, a table, or the fields of an object."""
-    if is_array(leaf):
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        values = None if is_key or not is_concrete(leaf) else np.asarray(leaf)
-    elif isinstance(leaf, float):
-        values = np.asarray(leaf)
-    elif not _is_data(leaf):
-        return
-    elif (labels := border.column_labels(leaf) if hasattr(leaf, "columns") else None) is not None:
-        for label in dict.fromkeys(labels):
-            column = leaf[label]
-            column = np.asarray(column) if hasattr(column, "columns") else column
-            yield from _columns(f"{name}[{label!r}]", column)
-        return
-    elif isinstance(leaf, list) or hasattr(leaf, "__array__"):
-        try:
-            values = np.asarray(leaf)
-        except Exception:
-            return
-    else:
-        for field, value in vars(leaf).items():
-            if is_array(value) or isinstance(value, list):
-                yield from _columns(f"{name}.{field}", value)
-        return
-    if values is not None and values.dtype.kind in "iuf":
-        yield name, values
-
-
-def _kind(x: Any) -> str:
-    if is_array(x):
-        return f"{x.dtype}{list(x.shape)}"
-    if isinstance(x, (bool, int, float, str, type(None))):
-        return repr(x)[:40]
-    size = f" of {len(x)}" if hasattr(x, "__len__") else ""
-    return f"{type(x).__name__}{size}"
-
-
 def _origin(function: Any) -> Any:
     """The function that was written, beneath handlers and wrappers."""
     for attribute in ("__wrapped__", "fn", "func", "__func__"):
@@ -402,10 +304,14 @@ def _origin(function: Any) -> Any:
     return function
 
 
+def _package(frame: types.FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).split(".")[0]
+
+
 def depth_of_caller() -> int:
     """The stack level of the first function outside of this package, for a warning."""
     frame, depth = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in OWN:
+    while frame.f_back is not None and _package(frame) in OWN:
         frame, depth = frame.f_back, depth + 1
     return depth
 

@@ -14,7 +14,8 @@ from bayesmerge.families.checks import is_concrete, require_finite
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.recognise import gaussian_of
 from bayesmerge.numpyro import sites
-from bayesmerge.numpyro.arguments import Arguments, bound, depth_of_caller, not_finite
+from bayesmerge.numpyro.arguments import Arguments, bound, depth_of_caller
+from bayesmerge.numpyro.data import not_finite
 from bayesmerge.numpyro.guides import guide_posterior
 from bayesmerge.numpyro.outputs import Summary, arviz_data, draws_by_site, predictive, summary
 from bayesmerge.numpyro.priors import to_numpyro
@@ -130,15 +131,16 @@ class Model(eqx.Module):
     def check(self, theta: PyTree) -> None:
         """Nothing, or an error where data that are not finite make the density at θ so, or where it
         depends on random numbers that are no site's."""
-        one, other = (_log_joint(self, theta, jax.random.key(seed)) for seed in (1, 2))
+        (one, possible), (other, _) = (_at(self, theta, jax.random.key(seed)) for seed in (1, 2))
         if not is_concrete((one, other)):
             return
-        if not np.isfinite(one) and (where := not_finite(self.function, self.arguments)):
+        if not np.isfinite(one) and (where := not_finite(self.arguments.named(self.function))):
             raise sites.ModelError(
                 f"the model's data must be finite where it uses them: {'; '.join(where)}, and "
                 f"{self._worst_site(theta)} where fits begin. Leave out these rows, or mask "
                 "them: `handlers.mask(mask=jnp.isfinite(y))` around the observed site."
             )
+        self._warn_of([name for name, holds in possible.items() if not holds], theta)
         if not np.array_equal(one, other, equal_nan=True):
             raise sites.ModelError(
                 "the model draws random numbers outside of its sample sites (`numpyro.prng_key`): "
@@ -316,6 +318,22 @@ class Model(eqx.Module):
                     return f"the log-likelihood of site '{name}' is {worst}"
         return "the log-density is not finite"
 
+    def _warn_of(self, outside: list[str], theta: PyTree) -> None:
+        """A warning of observations that their distributions do not allow."""
+        if not outside:
+            return
+        site = self.trace(theta)[outside[0]]
+        value, holds = np.asarray(site["value"]), np.asarray(sites.in_support(site))
+        index = tuple(np.argwhere(~holds)[0].tolist())
+        at = index[len(index) - max(value.ndim - site["fn"].event_dim, 0) :]
+        warnings.warn(
+            f"site '{outside[0]}' has {int(np.sum(~holds))} observations outside of the support of "
+            f"its {sites.kind_of(site)}, the first {value[at]} at index {index}: what their "
+            "log-probability is has no meaning. Counts and categories begin at 0, and a total is "
+            "at least its count.",
+            stacklevel=depth_of_caller(),
+        )
+
     def _look(self, arguments: Arguments, seed: int = 0) -> Sites:
         """The model's sites, its arrays traced."""
         found: list[Sites] = []
@@ -345,9 +363,14 @@ def _total(terms: Iterable[Array]) -> Float[Array, ""]:
 
 
 @eqx.filter_jit
-def _log_joint(model: Model, theta: PyTree, seed: PRNGKeyArray) -> Float[Array, ""]:
+def _at(
+    model: Model, theta: PyTree, seed: PRNGKeyArray
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """log p(θ, y), and by site whether all observations can be such."""
     trace = model._run(theta=theta, seed=seed)
-    return _total(sites.weighted_log_prob(s) for s in trace.values() if s["type"] == "sample")
+    log_p = _total(sites.weighted_log_prob(s) for s in trace.values() if s["type"] == "sample")
+    possible = {name: sites.in_support(trace[name]) for name in model.sites.observed}
+    return log_p, {name: jnp.all(holds) for name, holds in possible.items() if holds is not None}
 
 
 @eqx.filter_jit

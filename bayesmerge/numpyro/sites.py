@@ -104,6 +104,20 @@ def weighted_log_prob(site: dict[str, Any]) -> Array:
     return log_p if site["scale"] is None else site["scale"] * log_p
 
 
+def in_support(site: dict[str, Any]) -> Array | None:
+    """Whether each observation of a site can be one; `None` where that is not known, or the site
+    masked."""
+    fn = site["fn"]
+    while fn is not None:
+        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
+            return None
+        fn = getattr(fn, "base_dist", None)
+    try:
+        return site["fn"].support(site["value"])
+    except NotImplementedError:
+        return None
+
+
 def unconstrain(site: dict[str, Any]) -> Array:
     return biject_to(site["fn"].support).inv(site["value"])
 
@@ -170,7 +184,7 @@ def _shape_of_log_prob(site: dict[str, Any]) -> tuple[int, ...]:
         fn, value = site["fn"], site["value"]
         raise ModelError(
             f"site '{site['name']}' is observed with a {type(value).__name__} of shape "
-            f"{np.shape(value)}, which does not go with its {type(_base(fn)).__name__} of batch "
+            f"{np.shape(value)}, which does not go with its {kind_of(site)} of batch "
             f"shape {fn.batch_shape} and event shape {fn.event_shape} ({_first_line(error)}): data "
             "must be an array, `jnp.asarray(x)`, with as many rows as what predicts them"
         ) from error
@@ -224,7 +238,7 @@ def _require_mergeable(name: str, site: dict[str, Any]) -> None:
     fn = site["fn"]
     if fn.support.is_discrete:
         raise ModelError(
-            f"site '{name}' is a discrete latent variable ({type(_base(fn)).__name__}), and a "
+            f"site '{name}' is a discrete latent variable ({kind_of(site)}), and a "
             "posterior is merged as a density. Sum it out: write the likelihood as a "
             "`MixtureSameFamily` or a `numpyro.factor` with logsumexp, or enumerate it with "
             "`numpyro.contrib.funsor.config_enumerate` and wrap that log-density in a "
@@ -245,6 +259,10 @@ def _require_proper(name: str, fn: Any) -> None:
             "and divided as p_0 is here. Give it a proper one, wide where little is known: "
             f"numpyro.sample('{name}', dist.Normal(0, 100)), or dist.LogNormal for a scale."
         )
+
+
+def kind_of(site: dict[str, Any]) -> str:
+    return type(_base(site["fn"])).__name__
 
 
 def _base(fn: Any) -> Any:
