@@ -97,7 +97,7 @@ def _of_flat(model: Any, guide: Any, params: dict[str, Any]) -> Any:
 def _order(model: Any, guide: Any) -> Int[Array, " P"]:
     """Which entry of the guide's flat vector every entry of the model's flat θ is."""
     numbers = np.arange(guide.latent_dim)
-    unpacked = guide._unpack_latent(jnp.asarray(numbers, jnp.result_type(float)))
+    unpacked = guide._unpack_latent(jnp.asarray(numbers))
     shapes = {name: jnp.shape(x) for name, x in unpacked.items()}
     if shapes != model.sites.latent:
         raise ValueError(
@@ -105,7 +105,7 @@ def _order(model: Any, guide: Any) -> Int[Array, " P"]:
             f"{model.layout.size}, with sites of shapes {shapes} and {model.sites.latent}: the "
             "guide is of another model."
         )
-    return model.layout.ravel(unpacked).round().astype(int)
+    return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(unpacked)])
 
 
 def _low_rank_precision(W: Float[Array, "P R"], d: Float[Array, " P"]) -> Float[Array, "P P"]:

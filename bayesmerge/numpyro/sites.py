@@ -113,7 +113,7 @@ def in_support(site: dict[str, Any]) -> Array | None:
             return None
         fn = getattr(fn, "base_dist", None)
     try:
-        return site["fn"].support(site["value"])
+        return jnp.asarray(site["fn"].support(site["value"]))
     except NotImplementedError:
         return None
 
