@@ -251,8 +251,8 @@ class Model(eqx.Module):
         ...     numpyro.sample("y", dist.Poisson(rate), obs=y)
         >>> target = bm.Target.from_numpyro(model, jnp.array([3, 5]))
         >>> target.model.summary(bm.laplace(target), jax.random.key(0))
-               mean      sd    5 %   95 %
-        rate  3.505   1.16   1.925  5.625
+               mean     sd    5 %   95 %
+        rate  3.472  1.113  1.972  5.524
 
         ```
         """
