@@ -25,7 +25,7 @@ class ModelLoss(eqx.Module):
     def __call__(self, params: PyTree, batch: Int[Array, " N"]) -> Float[Array, " N"]:
         if self.part == "prior":
             return -self.model.log_prior(params)[None][batch]
-        log_p = self.model.log_likelihoods(params)
+        log_p = self.model.weighted_log_likelihoods(params)
         return -jnp.concatenate([jnp.ravel(x) for x in log_p.values()])[batch]
 
 
@@ -48,7 +48,7 @@ class ModelTarget(AbstractTarget):
         self.part = part
         self.start_ = model.start()
         if part == "likelihood":
-            model.require_nothing_hidden(self.start_)
+            model.check(self.start_)
         self.prior = None
         if part == "likelihood":
             gaussian = model.gaussian_prior()
@@ -89,7 +89,7 @@ class ModelTarget(AbstractTarget):
     def first_batch(self) -> tuple[Loss, PyTree]:
         count = self._count
         if self.model.rows:
-            shapes = jax.eval_shape(self.model.log_likelihoods, self.start_)
+            shapes = jax.eval_shape(self.model.weighted_log_likelihoods, self.start_)
             count = sum(x.size for x in shapes.values())
         return ModelLoss(self.model, self.part), jnp.arange(count)
 

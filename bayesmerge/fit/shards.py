@@ -34,7 +34,7 @@ def fit_shards(targets: Any, method: Callable[[Any], Any] = laplace) -> dict[str
 
     **Returns** a dictionary from names ("0", "1", … for a sequence) to posteriors, in order.
 
-    **Raises** what `method` raises, for shards that share a shape without their names.
+    **Raises** what `method` raises, with the name of the shard where it is a `ValueError`.
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
@@ -66,13 +66,24 @@ def fit_shards(targets: Any, method: Callable[[Any], Any] = laplace) -> dict[str
                 batch, knows, own = _fit_all(method, stacked, rest)
             except LOOKS_AT_VALUES:
                 one_by_one = True
+            except Exception:
+                for t in group:
+                    _fit_one(method, names[t], members[t])
+                raise
             else:
                 for i, t in enumerate(group):
                     prior = members[t].prior if own is TARGETS else own
                     fitted[t] = remember(_member(batch, i), Origin(prior, knows_prior=knows))
                 continue
-        fitted |= {t: method(members[t]) for t in group}
+        fitted |= {t: _fit_one(method, names[t], members[t]) for t in group}
     return {name: fitted[t] for t, name in enumerate(names)}
+
+
+def _fit_one(method: Callable[[Any], Any], name: str, target: Any) -> Any:
+    try:
+        return method(target)
+    except ValueError as error:
+        raise ValueError(f"shard '{name}': {error}") from error
 
 
 @eqx.filter_jit

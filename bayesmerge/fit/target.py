@@ -152,8 +152,10 @@ class Target(AbstractTarget):
         - `model`: with continuous latent sites, and data observed by `obs=`. `numpyro.factor` is
           part of the likelihood, unless it is marked as the prior's (see
           `bayesmerge.numpyro.Model`). Plates that subsample are read whole.
-        - `args`, `kwargs`: the model's. Arrays among them are data, arguments of compiled programs:
-          a second target of the same model and shapes costs no compilation. All else is fixed.
+        - `args`, `kwargs`: the model's, anything that NumPyro takes, such as a dictionary of
+          arrays, lists and integers, or a data frame. Arrays are arguments of compiled programs: a
+          second target of the same model and shapes costs no compilation. All else is constant, as
+          are arrays at whose values the model looks (see `bayesmerge.numpyro.Model`).
 
         Shards share latent sites by name: sites of a shard's own groups must have a place for every
         group in all shards (a plate over all groups, indexed by the data's).
@@ -163,8 +165,12 @@ class Target(AbstractTarget):
         `von` and `merge` take either. Its `model` converts: draws by site, guides, NumPyro's
         distributions, ArviZ.
 
+        **Warns** once for every model that has data among its constants, where a shard with other
+        values costs a compilation.
+
         **Raises** `ValueError` for discrete latent sites, improper priors, `numpyro.param`,
-        randomness outside of sample sites, or no observations; it names the site.
+        randomness outside of sample sites, or no observations; it names the site. So it does where
+        data do not fit the model, and where NaN among them make its density NaN, with their names.
 
         ```python
         >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesmerge as bm

@@ -1,6 +1,7 @@
 """Models and guides of NumPyro in; its distributions, draws by site, and ArviZ data out."""
 
 from bayesmerge.numpyro.model import Model
+from bayesmerge.numpyro.outputs import Summary
 from bayesmerge.numpyro.priors import replace_prior, to_numpyro, with_factor
 
-__all__ = ["Model", "replace_prior", "to_numpyro", "with_factor"]
+__all__ = ["Model", "Summary", "replace_prior", "to_numpyro", "with_factor"]

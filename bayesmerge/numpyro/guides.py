@@ -6,8 +6,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 from numpyro import handlers
 from numpyro.infer import autoguide
 
@@ -31,15 +32,35 @@ def guide_posterior(model: Any, guide: Any, params: dict[str, Any]) -> Any:
             "`bm.laplace(target, params=model.unconstrain(guide.median(params)))` for the Gaussian "
             "at that point."
         )
+    if _mixes_coordinates(guide):
+        raise TypeError(
+            f"a {type(guide).__name__} guide of this kind is not read by site: {DRAWS_REMEDY}, "
+            "with `draws = guide.sample_posterior(key, params, sample_shape=(5000,))`."
+        )
     if isinstance(guide, autoguide.AutoContinuous):
         return _of_flat(model, guide, params)
     return _of_sites(model, guide, params)
 
 
+def _mixes_coordinates(guide: Any) -> bool:
+    """Whether a guide has auxiliary sites beside those of the model."""
+    if isinstance(guide, autoguide.AutoGuideList):
+        return any(isinstance(part, autoguide.AutoContinuous) for part in guide)
+    return isinstance(guide, autoguide.AutoSemiDAIS)
+
+
 def _of_flat(model: Any, guide: Any, params: dict[str, Any]) -> Any:
-    """A guide with one flat normal distribution over all unconstrained sites, in order of names."""
+    """A guide with one normal distribution over a flat vector of all unconstrained sites, in an
+    order that the guide alone knows."""
+    if guide.prototype_trace is None:
+        _guide_trace(model, guide, params, {})
+    is_batched = isinstance(guide, autoguide.AutoBatchedMixin)
     try:
-        flat = guide.get_posterior(params)
+        flat = (
+            handlers.substitute(guide._get_batched_posterior, data=params)()
+            if is_batched
+            else guide.get_posterior(params)
+        )
     except NotImplementedError:
         flat = None
     except KeyError as error:
@@ -47,33 +68,45 @@ def _of_flat(model: Any, guide: Any, params: dict[str, Any]) -> Any:
             f"params lack {error} of the guide; they have {sorted(params)}: pass "
             f"`svi_result.params`."
         ) from None
-    flat = getattr(flat, "base_dist", flat) if isinstance(flat, dist.Independent) else flat
+    flat = flat.base_dist if isinstance(flat, dist.Independent) else flat
     stock = (dist.Normal, dist.MultivariateNormal, dist.LowRankMultivariateNormal)
     if not isinstance(flat, stock):
         raise TypeError(
             f"a {type(guide).__name__} guide is not Gaussian in unconstrained coordinates: "
             f"{DRAWS_REMEDY}."
         )
-    layout = model.layout
-    if flat.mean.shape != (layout.size,):
-        raise ValueError(
-            f"the guide has {flat.mean.size} unconstrained parameters and the model {layout.size} "
-            f"({list(model.site_names)}): the guide is of another model."
-        )
+    layout, order = model.layout, _order(model, guide)
+    mean = jnp.ravel(flat.mean)[order]
     if isinstance(flat, dist.Normal):
-        mean, precision = flat.loc, flat.scale**-2.0
+        precision = jnp.ravel(jnp.broadcast_to(flat.scale, flat.mean.shape))[order] ** -2.0
         return DiagonalGaussian.from_mean_precision(layout.unravel(mean), layout.unravel(precision))
     if isinstance(flat, dist.LowRankMultivariateNormal):
-        precision, positive = _low_rank_precision(flat.cov_factor, flat.cov_diag), jnp.array(True)
+        each = jnp.vectorize(_low_rank_precision, signature="(p,r),(p)->(p,p)")
+        precision, positive = each(flat.cov_factor, flat.cov_diag), jnp.array(True)
     else:
         precision = flat.precision_matrix
-        positive = jnp.all(jnp.diagonal(flat.scale_tril) > 0)
+        positive = jnp.all(jnp.diagonal(flat.scale_tril, axis1=-2, axis2=-1) > 0)
     message = (
         "the guide has no variance in some direction, which AutoLaplaceApproximation does where "
         "the Hessian at its optimum is not positive definite. Train it longer, or use `bm.laplace`."
     )
-    precision = require(precision, positive, message)
-    return FullGaussian.from_mean_precision(layout.unravel(flat.mean), precision)
+    blocks = require(precision, positive, message).reshape(-1, *precision.shape[-2:])
+    precision = jax.scipy.linalg.block_diag(*blocks)[jnp.ix_(order, order)]
+    return FullGaussian.from_mean_precision(layout.unravel(mean), precision)
+
+
+def _order(model: Any, guide: Any) -> Int[Array, " P"]:
+    """Which entry of the guide's flat vector every entry of the model's flat θ is."""
+    numbers = np.arange(guide.latent_dim)
+    unpacked = guide._unpack_latent(jnp.asarray(numbers))
+    shapes = {name: jnp.shape(x) for name, x in unpacked.items()}
+    if shapes != model.sites.latent:
+        raise ValueError(
+            f"the guide has {len(numbers)} unconstrained parameters and the model "
+            f"{model.layout.size}, with sites of shapes {shapes} and {model.sites.latent}: the "
+            "guide is of another model."
+        )
+    return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(unpacked)])
 
 
 def _low_rank_precision(W: Float[Array, "P R"], d: Float[Array, " P"]) -> Float[Array, "P P"]:

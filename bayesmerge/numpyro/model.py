@@ -1,7 +1,7 @@
 """A NumPyro model with its data, in unconstrained coordinates θ."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -14,8 +14,10 @@ from bayesmerge.families.checks import is_concrete, require_finite
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.recognise import gaussian_of
 from bayesmerge.numpyro import sites
+from bayesmerge.numpyro.arguments import Arguments, bound, depth_of_caller
+from bayesmerge.numpyro.data import not_finite
 from bayesmerge.numpyro.guides import guide_posterior
-from bayesmerge.numpyro.outputs import arviz_data, draws_by_site, predictive
+from bayesmerge.numpyro.outputs import Summary, arviz_data, draws_by_site, predictive, summary
 from bayesmerge.numpyro.priors import to_numpyro
 from bayesmerge.numpyro.sites import Sites, Trace
 
@@ -32,13 +34,19 @@ class Model(eqx.Module):
     of the observed sites.
 
     - `function`: the model. Pass the same function for every shard: programs are compiled for it.
-    - `args`, `kwargs`: its arguments. Arrays are data; everything else is fixed.
+    - `args`, `kwargs`: its arguments, anything that NumPyro takes. Arrays among them, in
+      dictionaries, tuples and lists too, are arguments of compiled programs: other data of the same
+      shapes cost no compilation. Everything else is as it was given, and a constant of the
+      programs: numbers, strings, lists of numbers, data frames, and arrays at whose values the
+      model looks while it runs (`np.asarray`, `float`, `if`). Other constants cost a compilation:
+      a warning says so once for every model that has data among them.
 
     A `numpyro.factor` counts as likelihood, and so once for every shard. One that belongs to the
     prior (a soft constraint) is marked:
     `numpyro.handlers.infer_config(model, lambda site: {"prior": site["name"] == "constraint"})`.
 
-    **Raises** `ValueError` or `TypeError` for a model that cannot be merged, naming the site.
+    **Raises** `ValueError` or `TypeError` for a model that cannot be merged, naming the site, and
+    for numbers that JAX cannot hold (integers beyond 32 bits, unless 64 are enabled).
 
     ```python
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -55,8 +63,7 @@ class Model(eqx.Module):
     """
 
     function: Callable[..., Any] = eqx.field(static=True)
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    arguments: Arguments
     rows: dict[str, Array]
     sites: Sites = eqx.field(static=True)
     layout: Layout = eqx.field(static=True)
@@ -68,12 +75,24 @@ class Model(eqx.Module):
                 "primitives."
             )
         self.function = function
-        self.args, self.kwargs = jax.tree.map(_as_data, (args, kwargs))
+        self.arguments = bound(function, args, kwargs, self._look)
         self.rows = {}
         self.sites = self._fixed_structure()
+        for repetition in self.sites.repeated:
+            warnings.warn(f"{repetition}.", stacklevel=depth_of_caller())
         dtype = jnp.result_type(float)
         shapes = {name: jnp.zeros(shape, dtype) for name, shape in self.sites.latent.items()}
         self.layout = Layout.of(shapes)
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The model's positional arguments."""
+        return self.arguments()[0]
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Its keyword arguments."""
+        return self.arguments()[1]
 
     def trace(self, theta: PyTree) -> Trace:
         """The model's trace at θ, its plates whole."""
@@ -81,20 +100,24 @@ class Model(eqx.Module):
 
     def log_prior(self, theta: PyTree) -> Float[Array, ""]:
         """log p_0(θ), in unconstrained coordinates, Jacobians included."""
-        prior = [sites.log_prob(s) for s in self.trace(theta).values() if sites.is_prior(s)]
-        return sum((jnp.sum(log_p) for log_p in prior), start=jnp.zeros(()))
+        trace = self.trace(theta)
+        return _total(sites.weighted_log_prob(s) for s in trace.values() if sites.is_prior(s))
 
     def log_likelihoods(self, theta: PyTree) -> dict[str, Array]:
-        """log p(y_i | θ) of every observation, by observed site."""
+        """log p(y_i | θ) of every observation, by observed site: as `numpyro.infer.log_likelihood`,
+        without the weights of `handlers.scale`."""
         trace = self.trace(theta)
         return {name: sites.log_prob(trace[name]) for name in self.sites.observed}
 
+    def weighted_log_likelihoods(self, theta: PyTree) -> dict[str, Array]:
+        """w_i log p(y_i | θ), what every observation adds to the log-density, with the weights of
+        `handlers.scale` and of plates that subsample."""
+        trace = self.trace(theta)
+        return {name: sites.weighted_log_prob(trace[name]) for name in self.sites.observed}
+
     def log_likelihood(self, theta: PyTree) -> Float[Array, ""]:
-        """log p(y | θ)."""
-        return sum(
-            (jnp.sum(log_p) for log_p in self.log_likelihoods(theta).values()),
-            start=jnp.zeros(()),
-        )
+        """log p(y | θ), the sum of `weighted_log_likelihoods`."""
+        return _total(self.weighted_log_likelihoods(theta).values())
 
     def gaussian_prior(self) -> Any:
         """p_0 where it is a Gaussian in unconstrained coordinates, or `None`."""
@@ -105,12 +128,21 @@ class Model(eqx.Module):
         point near the origin where that has the higher density (as under a very wide prior)."""
         return _start(self)
 
-    def require_nothing_hidden(self, theta: PyTree) -> None:
-        """Nothing, or an error where the density at θ depends on random numbers that are no
-        site's."""
-        one, other = (_log_joint(self, theta, jax.random.key(seed)) for seed in (1, 2))
-        if is_concrete((one, other)) and not np.array_equal(one, other, equal_nan=True):
-            raise ValueError(
+    def check(self, theta: PyTree) -> None:
+        """Nothing, or an error where data that are not finite make the density at θ so, or where it
+        depends on random numbers that are no site's."""
+        (one, possible), (other, _) = (_at(self, theta, jax.random.key(seed)) for seed in (1, 2))
+        if not is_concrete((one, other)):
+            return
+        if not np.isfinite(one) and (where := not_finite(self.arguments.named(self.function))):
+            raise sites.ModelError(
+                f"the model's data must be finite where it uses them: {'; '.join(where)}, and "
+                f"{self._worst_site(theta)} where fits begin. Leave out these rows, or mask "
+                "them: `handlers.mask(mask=jnp.isfinite(y))` around the observed site."
+            )
+        self._warn_of([name for name, holds in possible.items() if not holds], theta)
+        if not np.array_equal(one, other, equal_nan=True):
+            raise sites.ModelError(
                 "the model draws random numbers outside of its sample sites (`numpyro.prng_key`): "
                 f"its log-density at one θ is {one:.6g} and {other:.6g} in two runs. Make them "
                 "sample sites, or pass them as data."
@@ -199,6 +231,33 @@ class Model(eqx.Module):
         """
         return draws_by_site(self, posterior, key, num_samples, deterministic)
 
+    def summary(
+        self,
+        posterior: Any,
+        key: PRNGKeyArray,
+        num_samples: int = 4000,
+        *,
+        deterministic: bool = True,
+    ) -> Summary:
+        """Means, standard deviations and 90 % intervals by site, in the sites' own supports: of σ
+        where θ has log σ.
+
+        - `posterior`, `key`, `num_samples`, `deterministic`: as in `draws`, of which they are.
+
+        ```python
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesmerge as bm
+        >>> def model(y):
+        ...     rate = numpyro.sample("rate", dist.Gamma(2.0, 1.0))
+        ...     numpyro.sample("y", dist.Poisson(rate), obs=y)
+        >>> target = bm.Target.from_numpyro(model, jnp.array([3, 5]))
+        >>> target.model.summary(bm.laplace(target), jax.random.key(0))
+               mean     sd    5 %   95 %
+        rate  3.472  1.113  1.972  5.524
+
+        ```
+        """
+        return summary(self, posterior, key, num_samples, deterministic)
+
     def predictive(self, posterior: Any, key: PRNGKeyArray, num_samples: int = 1000) -> Any:
         """NumPyro's `Predictive` at draws from a posterior: call it with a key and new data.
 
@@ -217,14 +276,17 @@ class Model(eqx.Module):
     ) -> Any:
         """Draws, predictions, log-likelihoods and data of these observations, for ArviZ.
 
-        - `posterior`, `key`, `num_samples`: as in `draws`; all in one chain.
+        - `posterior`, `key`, `num_samples`: as in `draws`. Draws are independent; they are put into
+          four chains where their number allows (or three, two, one; at least four draws each), as
+          `az.summary` wants them for R̂.
         - `coords`: labels of axes, by the axes' names.
         - `dims`: names of the axes of a site (of its last ones, where there are fewer); by default
-          those of its plates.
+          those of its plates. Log-likelihoods have no axes for the entries of a multivariate event.
 
         **Returns** an `arviz.InferenceData` where ArviZ before 1.0 is installed, and otherwise an
         `xarray.DataTree`, with the groups `posterior`, `posterior_predictive`, `log_likelihood` and
-        `observed_data`.
+        `observed_data`. Log-likelihoods are those of single observations, as leave-one-out
+        cross-validation wants them: without the weights of `handlers.scale`, without factors.
 
         **Raises** `ValueError` for names that are no sites, and labels of another number.
         """
@@ -240,27 +302,54 @@ class Model(eqx.Module):
         return tuple(sorted(self.sites.latent))
 
     def _run(self, **options: Any) -> Trace:
-        return sites.run(self.function, self.args, self.kwargs, rows=self.rows, **options)
+        return sites.run(self.function, *self.arguments(), rows=self.rows, **options)
 
     def _checked(self, theta: PyTree) -> PyTree:
         self.layout.require_same(Layout.of(theta), "the model and theta")
         return theta
 
-    def _fixed_structure(self) -> Sites:
-        """The model's sites, the same whatever is drawn."""
-        arrays, rest = eqx.partition((self.args, self.kwargs), eqx.is_array)
+    def _worst_site(self, theta: PyTree) -> str:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name, log_p in self.log_likelihoods(theta).items():
+                values = np.ravel(log_p)
+                if not np.all(np.isfinite(values)):
+                    worst = values[~np.isfinite(values)][0]
+                    return f"the log-likelihood of site '{name}' is {worst}"
+        return "the log-density is not finite"
+
+    def _warn_of(self, outside: list[str], theta: PyTree) -> None:
+        """A warning of observations that their distributions do not allow."""
+        if not outside:
+            return
+        site = self.trace(theta)[outside[0]]
+        value, holds = np.asarray(site["value"]), np.asarray(sites.in_support(site))
+        index = tuple(np.argwhere(~holds)[0].tolist())
+        at = index[len(index) - max(value.ndim - site["fn"].event_dim, 0) :]
+        warnings.warn(
+            f"site '{outside[0]}' has {int(np.sum(~holds))} observations outside of the support of "
+            f"its {sites.kind_of(site)}, the first {value[at]} at index {index}: what their "
+            "log-probability is has no meaning. Counts and categories begin at 0, and a total is "
+            "at least its count.",
+            stacklevel=depth_of_caller(),
+        )
+
+    def _look(self, arguments: Arguments, seed: int = 0) -> Sites:
+        """The model's sites, its arrays traced."""
         found: list[Sites] = []
 
-        def look(arrays: PyTree, key: PRNGKeyArray) -> None:
-            args, kwargs = eqx.combine(arrays, rest)
-            found.append(Sites.of(sites.run(self.function, args, kwargs, seed=key)))
+        def look(arrays: list[Array], key: PRNGKeyArray) -> None:
+            traced = eqx.tree_at(lambda a: a.arrays, arguments, arrays)
+            found.append(Sites.of(sites.run(self.function, *traced(), seed=key)))
 
-        with _readable_structure():
-            for seed in (0, 1):
-                jax.eval_shape(lambda *inputs: look(*inputs), arrays, jax.random.key(seed))
-        first, second = found
+        jax.eval_shape(look, arguments.arrays, jax.random.key(seed))
+        return found[0]
+
+    def _fixed_structure(self) -> Sites:
+        """The model's sites, the same whatever is drawn."""
+        first, second = (self._look(self.arguments, seed) for seed in (0, 1))
         if first != second:
-            raise ValueError(
+            raise sites.ModelError(
                 "the model has another structure each time it is run: its latent and observed "
                 f"sites were {first.latent | first.observed} and then "
                 f"{second.latent | second.observed}. Which sites there are, and their shapes, must "
@@ -269,13 +358,19 @@ class Model(eqx.Module):
         return first
 
 
+def _total(terms: Iterable[Array]) -> Float[Array, ""]:
+    return sum((jnp.sum(log_p) for log_p in terms), start=jnp.zeros(()))
+
+
 @eqx.filter_jit
-def _log_joint(model: Model, theta: PyTree, seed: PRNGKeyArray) -> Float[Array, ""]:
+def _at(
+    model: Model, theta: PyTree, seed: PRNGKeyArray
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """log p(θ, y), and by site whether all observations can be such."""
     trace = model._run(theta=theta, seed=seed)
-    return sum(
-        (jnp.sum(sites.log_prob(s)) for s in trace.values() if s["type"] == "sample"),
-        start=jnp.zeros(()),
-    )
+    log_p = _total(sites.weighted_log_prob(s) for s in trace.values() if s["type"] == "sample")
+    possible = {name: sites.in_support(trace[name]) for name in model.sites.observed}
+    return log_p, {name: jnp.all(holds) for name, holds in possible.items() if holds is not None}
 
 
 @eqx.filter_jit
@@ -310,32 +405,3 @@ def _unconstrained(model: Model, values: dict[str, Array]) -> PyTree:
     for _ in range(extra):
         one = jax.vmap(one)
     return one(values)
-
-
-def _as_data(leaf: Any) -> Any:
-    if isinstance(leaf, np.ndarray) or eqx.is_array(leaf):
-        return jnp.asarray(leaf)
-    if leaf is None or isinstance(leaf, (bool, int, float, complex, str)) or callable(leaf):
-        return leaf
-    raise TypeError(
-        f"an argument of the model is a {type(leaf).__name__}, and data must be arrays, numbers, "
-        "or tuples and dictionaries of them (`frame['column'].to_numpy()` for a column of a table)."
-    )
-
-
-@contextlib.contextmanager
-def _readable_structure() -> Iterator[None]:
-    try:
-        yield
-    except (
-        jax.errors.ConcretizationTypeError,
-        jax.errors.TracerArrayConversionError,
-        jax.errors.TracerBoolConversionError,
-        jax.errors.NonConcreteBooleanIndexError,
-    ) as error:
-        raise ValueError(
-            "the model looks at values while it runs (`if`, `int()`, `np.unique`, a number of "
-            "groups taken from the data), so that its structure would depend on them, and it "
-            "cannot be compiled with data for arguments. Pass such numbers as arguments of their "
-            "own, Python integers, which are fixed; for values that are drawn use `jnp.where`."
-        ) from error

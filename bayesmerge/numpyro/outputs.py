@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,11 @@ import xarray as xr
 from jaxtyping import Array, PRNGKeyArray, PyTree
 from numpyro.infer import Predictive
 
+from bayesmerge.keys import as_key
 from bayesmerge.numpyro import sites
+
+MOST_ROWS = 20
+"""Entries of a site that a summary prints."""
 
 
 def draws_by_site(
@@ -21,10 +26,65 @@ def draws_by_site(
 ) -> dict[str, Array]:
     """What `Model.draws` returns."""
     _require_draws(model, posterior, num_samples)
-    values = _constrained(model, posterior.sample(key, (num_samples,)))
+    values = _constrained(model, posterior.sample(as_key(key), (num_samples,)))
     if deterministic:
         return values
     return {name: values[name] for name in model.site_names}
+
+
+def chains(num_samples: int) -> int:
+    """Into how many chains independent draws are put: the most, up to 4, that divide them and have
+    4 draws each, which convergence statistics need."""
+    return next((n for n in (4, 3, 2) if num_samples % n == 0 and num_samples >= 4 * n), 1)
+
+
+class Summary(eqx.Module):
+    """A posterior by site, in the sites' own supports; printed as a table.
+
+    - `mean`, `sd`, `low`, `high`: of every site the mean, the standard deviation, and the quantiles
+      5 % and 95 %, arrays of the site's shape.
+    """
+
+    mean: dict[str, Array]
+    sd: dict[str, Array]
+    low: dict[str, Array]
+    high: dict[str, Array]
+
+    def __repr__(self) -> str:
+        columns = {"mean": self.mean, "sd": self.sd, "5 %": self.low, "95 %": self.high}
+        rows = [("", *columns)]
+        for name, mean in self.mean.items():
+            for index in itertools.islice(np.ndindex(mean.shape), MOST_ROWS):
+                entry = f"[{', '.join(map(str, index))}]" if index else ""
+                numbers = [f"{float(x[name][index]):.4g}" for x in columns.values()]
+                rows.append((f"{name}{entry}", *numbers))
+            if mean.size > MOST_ROWS:
+                rows.append((f"{name}: {mean.size - MOST_ROWS} more", *[""] * len(columns)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+            for row in rows
+        ]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def summary(
+    model: Any, posterior: Any, key: PRNGKeyArray, num_samples: int, deterministic: bool
+) -> Summary:
+    """What `Model.summary` returns."""
+    drawn = draws_by_site(model, posterior, key, num_samples, deterministic)
+    return Summary(*_moments(drawn))
+
+
+@jax.jit
+def _moments(drawn: dict[str, Array]) -> tuple[dict[str, Array], ...]:
+    functions = (
+        lambda x: jnp.mean(x, axis=0),
+        lambda x: jnp.std(x, axis=0),
+        lambda x: jnp.quantile(x, 0.05, axis=0),
+        lambda x: jnp.quantile(x, 0.95, axis=0),
+    )
+    return tuple(jax.tree.map(f, drawn) for f in functions)
 
 
 def _require_draws(model: Any, posterior: Any, num_samples: int) -> None:
@@ -63,20 +123,19 @@ def arviz_data(
 ) -> Any:
     """What `Model.to_arviz` returns."""
     _require_draws(model, posterior, num_samples)
-    draw_key, predict_key = jax.random.split(key)
+    draw_key, predict_key = jax.random.split(as_key(key))
     theta = posterior.sample(draw_key, (num_samples,))
     values = _constrained(model, theta)
     trace = model.trace(jax.tree.map(lambda x: x[0], theta))
     likely = _log_likelihoods(model, theta)
-    measured = {name: x for name, x in likely.items() if not _is_factor(trace[name])}
+    measured = [name for name in likely if not _is_factor(trace[name])]
     predicted = _predicted(model, {n: values[n] for n in model.site_names}, predict_key)
     named = _Names(trace, dict(coords or {}), dict(dims or {}))
-    observed = {name: trace[name]["value"] for name in measured}
     groups = {
         "posterior": named.dataset(values, drawn=True),
         "posterior_predictive": named.dataset({n: predicted[n] for n in measured}, drawn=True),
-        "log_likelihood": named.dataset(measured, drawn=True),
-        "observed_data": named.dataset(observed, drawn=False),
+        "log_likelihood": named.dataset({n: likely[n] for n in measured}, drawn=True, events=False),
+        "observed_data": named.dataset({n: _observed(trace[n]) for n in measured}, drawn=False),
     }
     groups = {name: group for name, group in groups.items() if group.data_vars}
     if _arviz_version() < 1:
@@ -117,37 +176,67 @@ class _Names:
                 "and others get names by `dims`."
             )
 
-    def dataset(self, arrays: dict[str, Array], drawn: bool) -> Any:
+    def dataset(self, arrays: dict[str, Array], drawn: bool, events: bool = True) -> Any:
+        """Arrays by site; log-likelihoods lack the axes of events."""
         lead = ("chain", "draw") if drawn else ()
-        variables = {}
+        variables: dict[str, Any] = {}
+        used: dict[Any, tuple[str, int]] = {}
         for name, array in arrays.items():
-            values = np.asarray(array)[None] if drawn else np.asarray(array)
-            axes = self.axes(name, values.shape[len(lead) :])
+            values = np.asarray(array)
+            if drawn:
+                count = chains(len(values))
+                values = values.reshape(count, len(values) // count, *values.shape[1:])
+            axes = self.axes(name, values.shape[len(lead) :], events)
+            self._require_new(name, axes, arrays)
             variables[name] = xr.DataArray(values, dims=(*lead, *axes))
-        used: dict[Any, int] = {d: n for x in variables.values() for d, n in x.sizes.items()}
-        coords: dict[Any, Any] = {d: self.coords.get(d, np.arange(n)) for d, n in used.items()}
-        for d, n in used.items():
+            for axis, size in variables[name].sizes.items():
+                if used.setdefault(axis, (name, size))[1] != size:
+                    raise ValueError(
+                        f"the axis '{axis}' has {size} entries at site '{name}' and "
+                        f"{used[axis][1]} at site '{used[axis][0]}': give axes of different "
+                        "lengths different names by `dims`."
+                    )
+        coords: dict[Any, Any] = {d: self.coords.get(d, np.arange(n)) for d, (_, n) in used.items()}
+        for d, (_, n) in used.items():
             if len(coords[d]) != n:
                 raise ValueError(f"coords['{d}'] has {len(coords[d])} entries, and the axis {n}.")
         return xr.Dataset(variables, coords=coords)
 
-    def axes(self, name: str, shape: tuple[int, ...]) -> list[str]:
+    def _require_new(self, name: str, axes: list[str], arrays: dict[str, Array]) -> None:
+        taken = sorted(set(axes) & {"chain", "draw", *arrays})
+        if taken or len(set(axes)) != len(axes):
+            raise ValueError(
+                f"the axes of site '{name}' are {axes}: names must differ from each other, from "
+                "'chain' and 'draw', and from those of sites. Give others by "
+                f"`dims={{'{name}': …}}`."
+            )
+
+    def axes(self, name: str, shape: tuple[int, ...], events: bool = True) -> list[str]:
         """The names of a site's axes."""
-        given = self.dims.get(name)
-        if given is not None and len(given) == len(shape):
-            return list(given)
-        if given is not None and len(given) > len(shape):
-            raise ValueError(f"dims['{name}'] are {list(given)}, and the site has shape {shape}.")
         site = self.trace[name]
         event = len(site["fn"].event_shape) if site["type"] == "sample" else 0
-        event = min(event, len(shape)) if jnp.ndim(site["value"]) == len(shape) else 0
-        plates = {frame.dim: frame.name for frame in site.get("cond_indep_stack") or ()}
-        batch = len(shape) - event
-        names = [plates.get(i - batch, f"{name}_dim_{i}") for i in range(batch)]
-        names += [f"{name}_dim_{i}" for i in range(batch, len(shape))]
+        given, unseen = self.dims.get(name), 0 if events else event
+        ndim = len(shape) + unseen
+        if given is not None and len(given) > ndim:
+            size = (*shape, *site["fn"].event_shape) if unseen else shape
+            raise ValueError(f"dims['{name}'] are {given}, and the site has shape {size}.")
+        plates = {frame.dim: frame for frame in site.get("cond_indep_stack") or ()}
+        batch = ndim - min(event, ndim)
+        names = [f"{name}_dim_{i}" for i in range(ndim)]
+        for i in range(batch):
+            plate = plates.get(i - batch)
+            if plate is not None and plate.size == shape[i]:
+                names[i] = plate.name
         if given is not None:
-            names[len(shape) - len(given) :] = given
-        return names
+            names[ndim - len(given) :] = given
+        return names[: len(shape)]
+
+
+def _observed(site: dict[str, Any]) -> Array:
+    """What was observed, one entry for every log-probability."""
+    value, fn = site["value"], site["fn"]
+    batch = jnp.broadcast_shapes(fn.batch_shape, jnp.shape(value)[: jnp.ndim(value) - fn.event_dim])
+    return jnp.broadcast_to(value, (*batch, *fn.event_shape))
 
 
 def _is_factor(site: dict[str, Any]) -> bool:

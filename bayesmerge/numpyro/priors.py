@@ -1,6 +1,7 @@
 """Posteriors as stock distributions of NumPyro, and as the prior of the next model."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -109,7 +110,7 @@ def replace_prior(model: Callable[..., Any], posterior: AbstractGaussian) -> Cal
             result = model(*args, **kwargs)
         missing = [name for name in chain.means if name not in handler.seen]
         if missing:
-            raise ValueError(
+            raise sites.ModelError(
                 f"the model has no latent sites {missing}, which the posterior is over (or they "
                 f"are observed or conditioned on); it has {sorted(handler.latent)}."
             )
@@ -163,7 +164,7 @@ def with_factor(model: Callable[..., Any], factor: Any, name: str = "shards") ->
             result = model(*args, **kwargs)
         missing = [site for site in factor.linear if site not in trace]
         if missing:
-            raise ValueError(
+            raise sites.ModelError(
                 f"the model has no sites {missing}, which the factor is over; it has {list(trace)}."
             )
         theta = {site: sites.unconstrain(trace[site]) for site in factor.linear}
@@ -185,7 +186,7 @@ class _Chain:
         self.means = {name: jnp.asarray(x) for name, x in mean.items()}
         self.covariance = covariance_of(posterior) if _is_full(posterior) else None
         self.sds = jax.tree.map(jnp.sqrt, posterior.variance())
-        self.columns = _columns(self.means)
+        self.columns = _columns(posterior.layout)
         self._known: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def given(self, name: str, before: dict[str, Array]) -> tuple[Array, Array]:
@@ -250,7 +251,7 @@ class _Drawn(Messenger):
         if name not in chain.means:
             return
         if msg.get("_control_flow_done"):
-            raise ValueError(
+            raise sites.ModelError(
                 f"site '{name}' is drawn within `scan`, where its prior cannot be replaced: use "
                 "`with_factor`, or write the loop as a plate or a Python loop."
             )
@@ -258,7 +259,7 @@ class _Drawn(Messenger):
         transform = biject_to(msg["fn"].support)
         shape, expected = chain.means[name].shape, transform.inverse_shape(msg["fn"].shape())
         if shape != tuple(expected):
-            raise ValueError(
+            raise sites.ModelError(
                 f"site '{name}' has unconstrained shape {tuple(expected)} in the model and {shape} "
                 "in the posterior."
             )
@@ -281,13 +282,11 @@ def covariance_of(posterior: AbstractGaussian) -> Float[Array, "P P"]:
     return jax.vmap(column)(jnp.eye(layout.size, dtype=jnp.result_type(*layout.dtypes)))
 
 
-def _columns(theta: dict[str, Array]) -> dict[str, np.ndarray]:
+def _columns(layout: Layout) -> dict[str, np.ndarray]:
     """Which entries of the flat θ belong to a site."""
-    ends = np.cumsum([x.size for x in theta.values()])
-    return {
-        name: np.arange(end - x.size, end)
-        for (name, x), end in zip(theta.items(), ends, strict=True)
-    }
+    sizes = [math.prod(shape) for shape in layout.shapes]
+    parts = np.split(np.arange(layout.size), np.cumsum(sizes)[:-1])
+    return jax.tree.unflatten(layout.structure, parts)
 
 
 def _as_gaussian(posterior: Any) -> Any:

@@ -1,11 +1,14 @@
 """What a model is made of, seen by running it once, and what of it cannot be merged."""
 
 import dataclasses
+import math
+import traceback
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from jaxtyping import Array
 from numpyro import handlers
@@ -14,7 +17,21 @@ from numpyro.primitives import Messenger
 
 Trace: TypeAlias = dict[str, dict[str, Any]]
 
+
+class ModelError(ValueError):
+    """A model that cannot be merged, or fails with its data."""
+
+
 JACOBIAN = "_log_jacobian_of_{}"
+
+TRACED_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+"""What JAX raises where values are looked at while a program is made."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +41,13 @@ class Sites:
     - `latent`: parameters, with the shapes of their unconstrained coordinates.
     - `observed`: what the likelihood is made of, with the shapes of their log-probabilities.
     - `minibatched`: the plate that subsamples and holds no latent site, with its size.
+    - `repeated`: which sites count their observations several times, in words.
     """
 
     latent: dict[str, tuple[int, ...]]
     observed: dict[str, tuple[int, ...]]
     minibatched: tuple[str, int] | None
+    repeated: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
         return hash((*self.latent.items(), *self.observed.items(), self.minibatched))
@@ -40,18 +59,19 @@ class Sites:
             _require_mergeable(name, site)
         latent = {name: _coordinates(site) for name, site in trace.items() if is_latent(site)}
         observed = {
-            name: jnp.shape(log_prob(site)) for name, site in trace.items() if is_likelihood(site)
+            name: _shape_of_log_prob(site) for name, site in trace.items() if is_likelihood(site)
         }
         if not latent:
-            raise ValueError(
+            raise ModelError(
                 f"the model has no latent sites among {tuple(trace)}, so there is nothing to infer."
             )
         if not observed:
-            raise ValueError(
+            raise ModelError(
                 f"the model has no observed sites: its latent sites are {tuple(latent)}. Data must "
                 "enter by `obs=` (or `numpyro.factor`); a site whose `obs` is None is a parameter."
             )
-        return cls(latent, observed, _minibatched(trace))
+        repeated = (_repetition(trace[name], shape) for name, shape in observed.items())
+        return cls(latent, observed, _minibatched(trace), tuple(filter(None, repeated)))
 
 
 def is_latent(site: dict[str, Any]) -> bool:
@@ -70,12 +90,32 @@ def is_likelihood(site: dict[str, Any]) -> bool:
 
 
 def log_prob(site: dict[str, Any]) -> Array:
-    """log p(value | parents) of a site, entry by entry, scaled as its plates say."""
+    """log p(value | parents) of a site, entry by entry: what is reported."""
     fn, value = site["fn"], site["value"]
-    log_p = (
-        fn.log_prob(value, site["intermediates"]) if site["intermediates"] else fn.log_prob(value)
-    )
+    if site["intermediates"]:
+        return fn.log_prob(value, site["intermediates"])
+    return fn.log_prob(value)
+
+
+def weighted_log_prob(site: dict[str, Any]) -> Array:
+    """What a site adds to the log-density, entry by entry: its log-probability, times the scale of
+    its plates and handlers. It is what fits maximise."""
+    log_p = log_prob(site)
     return log_p if site["scale"] is None else site["scale"] * log_p
+
+
+def in_support(site: dict[str, Any]) -> Array | None:
+    """Whether each observation of a site can be one; `None` where that is not known, or the site
+    masked."""
+    fn = site["fn"]
+    while fn is not None:
+        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
+            return None
+        fn = getattr(fn, "base_dist", None)
+    try:
+        return jnp.asarray(site["fn"].support(site["value"]))
+    except NotImplementedError:
+        return None
 
 
 def unconstrain(site: dict[str, Any]) -> Array:
@@ -128,11 +168,40 @@ def _coordinates(site: dict[str, Any]) -> tuple[int, ...]:
     try:
         transform = biject_to(support)
     except NotImplementedError:
-        raise ValueError(
+        raise ModelError(
             f"site '{site['name']}' has the support {support}, for which NumPyro knows no "
             "unconstrained coordinates. Write it in terms of sites that have some."
         ) from None
     return tuple(transform.inverse_shape(jnp.shape(site["value"])))
+
+
+def _shape_of_log_prob(site: dict[str, Any]) -> tuple[int, ...]:
+    try:
+        return jnp.shape(weighted_log_prob(site))
+    except TRACED_VALUES:
+        raise
+    except Exception as error:
+        fn, value = site["fn"], site["value"]
+        raise ModelError(
+            f"site '{site['name']}' is observed with a {type(value).__name__} of shape "
+            f"{np.shape(value)}, which does not go with its {kind_of(site)} of batch "
+            f"shape {fn.batch_shape} and event shape {fn.event_shape} ({_first_line(error)}): data "
+            "must be an array, `jnp.asarray(x)`, with as many rows as what predicts them"
+        ) from error
+
+
+def _repetition(site: dict[str, Any], shape: tuple[int, ...]) -> str:
+    """What is said of a site whose observations and distribution broadcast each other."""
+    fn, value = site["fn"], np.shape(site["value"])
+    batch = tuple(fn.batch_shape)
+    if shape in (batch, value[: len(value) - fn.event_dim]):
+        return ""
+    return (
+        f"site '{site['name']}' has observations of shape {value} and a distribution of batch "
+        f"shape {batch}, which make {math.prod(shape)} log-probabilities of shape {shape}: every "
+        "observation counts several times. Give both one shape (`y[:, 0]` or `jnp.ravel(y)` for a "
+        "column), or where that is meant `jnp.broadcast_to(y, …)`"
+    )
 
 
 def _marked(site: dict[str, Any]) -> bool:
@@ -158,18 +227,18 @@ def _minibatched(trace: Trace) -> tuple[str, int] | None:
 
 def _require_mergeable(name: str, site: dict[str, Any]) -> None:
     if site["type"] == "param":
-        raise ValueError(
+        raise ModelError(
             f"site '{name}' is a `numpyro.param`, which has no prior and so no posterior. Give it "
             f"one: numpyro.sample('{name}', …), wide where little is known."
         )
     if site["type"] == "mutable":
-        raise ValueError(f"site '{name}' is a `numpyro.mutable`: its state cannot be merged.")
+        raise ModelError(f"site '{name}' is a `numpyro.mutable`: its state cannot be merged.")
     if not is_latent(site):
         return
     fn = site["fn"]
     if fn.support.is_discrete:
-        raise ValueError(
-            f"site '{name}' is a discrete latent variable ({type(_base(fn)).__name__}), and a "
+        raise ModelError(
+            f"site '{name}' is a discrete latent variable ({kind_of(site)}), and a "
             "posterior is merged as a density. Sum it out: write the likelihood as a "
             "`MixtureSameFamily` or a `numpyro.factor` with logsumexp, or enumerate it with "
             "`numpyro.contrib.funsor.config_enumerate` and wrap that log-density in a "
@@ -179,17 +248,21 @@ def _require_mergeable(name: str, site: dict[str, Any]) -> None:
 
 def _require_proper(name: str, fn: Any) -> None:
     if isinstance(fn, MaskedDistribution) and fn._mask is not True:
-        raise ValueError(
+        raise ModelError(
             f"site '{name}' is masked, and where a latent site is masked its prior is flat, which "
             "is improper. Mask observed sites only; instead of `obs_mask` leave missing "
             "observations out, or mask them with `handlers.mask`."
         )
     if isinstance(_base(fn), ImproperUniform):
-        raise ValueError(
+        raise ModelError(
             f"site '{name}' has an improper prior (ImproperUniform), which cannot be multiplied "
             "and divided as p_0 is here. Give it a proper one, wide where little is known: "
             f"numpyro.sample('{name}', dist.Normal(0, 100)), or dist.LogNormal for a scale."
         )
+
+
+def kind_of(site: dict[str, Any]) -> str:
+    return type(_base(site["fn"])).__name__
 
 
 def _base(fn: Any) -> Any:
@@ -220,4 +293,29 @@ def run(
         fn = handlers.substitute(fn, substitute_fn=lambda site: place(theta, site))
     if values is not None:
         fn = handlers.substitute(fn, data=values)
-    return handlers.trace(handlers.seed(fn, key)).get_trace(*args, **kwargs)
+    try:
+        return handlers.trace(handlers.seed(fn, key)).get_trace(*args, **kwargs)
+    except (ModelError, Warning, *TRACED_VALUES):
+        raise
+    except Exception as error:
+        name = _site_of(error)
+        raise ModelError(
+            f"the model stops {f'at site {name!r} ' if name else ''}with {type(error).__name__}: "
+            f"{_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _site_of(error: Exception) -> str | None:
+    """The site in whose making an error was raised."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [
+        frame.f_locals.get("name")
+        for frame in frames
+        if frame.f_globals.get("__name__") == "numpyro.primitives"
+        and frame.f_code.co_name in ("sample", "deterministic", "factor")
+    ]
+    return names[-1] if names else None
