@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.diagnostics.difference import as_gaussian
 from bayesmerge.diagnostics.reweighting import log_prior
-from bayesmerge.families.base import sum_leaves, tree_dot
+from bayesmerge.families.base import tree_dot
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.layout import Layout
 from bayesmerge.fit.abstract_target import AbstractTarget
@@ -129,8 +129,8 @@ def _surprise(others: Any, merged: Any) -> tuple[PyTree, tuple[float, int]]:
         statistic = jnp.sum(jnp.where(told, along**2 / jnp.where(told, shares, 1.0), 0.0))
         directions_told = int(jnp.sum(told))
     else:
-        told = sum_leaves(jax.tree.map(lambda *x: jnp.sum(_is_told(*x)), before, after))
-        statistic, directions_told = tree_dot(z, z), int(told)
+        told = jax.tree.map(lambda x, y: int(jnp.sum(_is_told(x, y))), before, after)
+        statistic, directions_told = tree_dot(z, z), sum(jax.tree.leaves(told))
     return z, (float(statistic), directions_told)
 
 
