@@ -298,7 +298,7 @@ def test_collapsed_components_are_reported():
     target, prior, *_ = cancer(3)
     far = jax.vmap(lambda m: bm.FullGaussian.from_mean_precision(m, jnp.eye(3)))
     start = bm.Mixture([0.5, 0.5], far(jnp.array([[0.0, 0.0, 0.0], [40.0, 40.0, 40.0]])))
-    with pytest.warns(bm.ConvergenceWarning, match="1 of 2 components have collapsed"):
+    with pytest.warns(bm.ConvergenceWarning) as told:
         bm.mixture_von(
             target,
             prior,
@@ -309,6 +309,7 @@ def test_collapsed_components_are_reported():
             weight_step_size=1.0,
             progress=False,
         )
+    assert any("1 of 2 components have collapsed" in str(w.message) for w in told)
     with pytest.raises(ValueError, match="num_components is 0"):
         bm.mixture_von(target, prior, key=key(), num_components=0, progress=False)
 

@@ -143,8 +143,8 @@ def _surprise(others: Any, merged: Any) -> tuple[PyTree, tuple[float, int]]:
         statistic = jnp.sum(jnp.where(told, along**2 / jnp.where(told, shares, 1.0), 0.0))
         directions_told = int(jnp.sum(told))
     else:
-        told = others.layout.ravel(jax.tree.map(_is_told, before, after))
-        statistic, directions_told = tree_dot(z, z), int(jnp.sum(told))
+        told = jax.tree.map(lambda x, y: int(jnp.sum(_is_told(x, y))), before, after)
+        statistic, directions_told = tree_dot(z, z), sum(jax.tree.leaves(told))
     return z, (float(statistic), directions_told)
 
 
