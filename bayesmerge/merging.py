@@ -59,8 +59,8 @@ def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
 
     **Raises** `ValueError` for posteriors or weights that are not finite, weights of another
     length, or (for a negative weight or γ) so far out that the result is improper: then with the
-    smallest eigenvalue or entry of the precision and the largest feasible scale of α. Under `jit` that
-    last error comes from `mode()`.
+    smallest eigenvalue or entry of the precision and the largest feasible scale of α. Under `jit`
+    that last error comes from `mode()`.
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
