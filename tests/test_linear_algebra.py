@@ -125,7 +125,9 @@ def test_programs_hold_no_batch_of_lapack_calls(call):
 
 def test_no_other_module_calls_lapack_from_jax():
     package = Path(bm.__file__).parent
-    calls = re.compile(r"(jnp|jax\.numpy|lax)\.linalg\.(?!norm\b)\w+|jax\.scipy\.linalg(?!\.block_diag)")
+    calls = re.compile(
+        r"(jnp|jax\.numpy|lax)\.linalg\.(?!norm\b)\w+|jax\.scipy\.linalg(?!\.block_diag)"
+    )
     found = {
         str(path.relative_to(package)): calls.findall(path.read_text())
         for path in package.rglob("*.py")
