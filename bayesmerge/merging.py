@@ -37,51 +37,46 @@ ROUNDING = 2e-3
 def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
     r"""Multiply task posteriors, each to the power of its weight.
 
-        $$p_\alpha(\theta) \propto p_0(\theta)^\gamma \prod_t q_t(\theta)^{\alpha_t}, \qquad
-        \gamma = 1 - \sum_t \alpha_t,$$
+    $$p_\alpha(\theta) \propto p_0(\theta)^\gamma \prod_t q_t(\theta)^{\alpha_t}, \qquad
+    \gamma = 1 - \sum_t \alpha_t,$$
 
-        which is addition of natural parameters, λ_α = γλ_0 + Σ α_t λ_t. The merged model is
-        `merge(…).mode()`.
+    which is addition of natural parameters, λ_α = γλ_0 + Σ α_t λ_t. The merged model is
+    `merge(…).mode()`.
 
-        - `posteriors`: q_t, **with** the prior in them; a sequence of T, a mapping from task names, or
-          a batch of T (such as a vmapped `laplace` returns).
-          Isotropic, diagonal and full Gaussians may be mixed.
-          With a `Mixture` among them the result is a lazy `Product`, and its mode is found by EM.
-        - `weights`: α, shape (T,), or (A, T) for a batch of A merged posteriors; with named tasks also
-          what has the same names in any order: a mapping to scalars or to arrays (A,), a Series or
-          data frame, a DataArray. Negative weights and Σα > 1 are legitimate while the result stays
-          proper.
-        - `prior`: p_0. `None` is a flat prior (γ plays no role): right when Σα = 1. Where it is not
-          Gaussian, a target whose loss is −log p_0 (as that of `Target.from_numpyro`): it stays exact,
-          and its expansion at the mode of q_t is divided out of each q_t.
+    - `posteriors`: q_t, **with** the prior in them; a sequence of T, a mapping from task names, or
+      a batch of T (such as a vmapped `laplace` returns).
+      Isotropic, diagonal and full Gaussians may be mixed.
+      With a `Mixture` among them the result is a lazy `Product`, and its mode is found by EM.
+    - `weights`: α, shape (T,), or (A, T) for a batch of A merged posteriors; with named tasks also
+      what has the same names in any order: a mapping to scalars or to arrays (A,), a Series or
+      data frame, a DataArray. Negative weights and Σα > 1 are legitimate while the result stays
+      proper.
+    - `prior`: p_0. `None` is a flat prior (γ plays no role): right when Σα = 1. Where it is not
+      Gaussian, a target whose loss is −log p_0 (as that of `Target.from_numpyro`): it stays exact,
+      and its expansion at the mode of q_t is divided out of each q_t.
 
-        **Returns** the merged posterior, a batch of A if the weights are: of the same family, a
-        `Product` of mixtures, or with an exact prior a `bayesmerge.fit.Tilted`.
+    **Returns** the merged posterior, a batch of A if the weights are: of the same family, a
+    `Product` of mixtures, or with an exact prior a `bayesmerge.fit.Tilted`.
 
-        **Warns** where posteriors that were fitted in this process are known to hold a prior that
-        `prior` leaves counted another number of times than once.
+    **Warns** where posteriors that were fitted in this process are known to hold a prior that
+    `prior` leaves counted another number of times than once.
 
-        **Raises** `ValueError` for posteriors or weights that are not finite, weights of another
-        length, or (for a negative weight or γ) so far out that the result is improper: then with the
-    <<<<<<< HEAD
+    **Raises** `ValueError` for posteriors or weights that are not finite, weights of another
+    length, or (for a negative weight or γ) so far out that the result is improper: then with the
         smallest eigenvalue or entry of the precision and the largest feasible scale of α. Under
-        `jit` that last error comes from `mode()`.
-    =======
-        smallest eigenvalue or entry of the precision and the largest feasible scale of α. Under `jit`
-        that last error comes from `mode()`.
-    >>>>>>> h-laplace
+    `jit` that last error comes from `mode()`.
 
-        ```python
-        >>> import jax.numpy as jnp, bayesmerge as bm
-        >>> p0 = bm.IsotropicGaussian.from_mean_precision(jnp.array(0.0), 1.0)
-        >>> q = {"a": bm.IsotropicGaussian.from_mean_precision(jnp.array(1.0), 3.0),
-        ...      "b": bm.IsotropicGaussian.from_mean_precision(jnp.array(2.0), 5.0)}
-        >>> bm.merge(q, {"a": 1.0, "b": 1.0}, prior=p0).mode()
-        Array(1.8571428, dtype=float32)
+    ```python
+    >>> import jax.numpy as jnp, bayesmerge as bm
+    >>> p0 = bm.IsotropicGaussian.from_mean_precision(jnp.array(0.0), 1.0)
+    >>> q = {"a": bm.IsotropicGaussian.from_mean_precision(jnp.array(1.0), 3.0),
+    ...      "b": bm.IsotropicGaussian.from_mean_precision(jnp.array(2.0), 5.0)}
+    >>> bm.merge(q, {"a": 1.0, "b": 1.0}, prior=p0).mode()
+    Array(1.8571428, dtype=float32)
 
-        ```
+    ```
 
-        Source: FP equation 5; GMA equation 20 (Theorem 1) and §1.6.
+    Source: FP equation 5; GMA equation 20 (Theorem 1) and §1.6.
     """
     names, qs = named(posteriors, "posteriors")
     alpha = as_weights(weights, names)
