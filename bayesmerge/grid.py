@@ -30,9 +30,7 @@ def simplex_grid(num_tasks: int, spacing: float) -> Float[np.ndarray, "A T"]:
     Source: the weightings of FP Figs. 8 and 9.
     """
     if not isinstance(num_tasks, (int, np.integer)) or num_tasks < 1:
-        raise ValueError(
-            f"num_tasks is {num_tasks!r}, and it is a number of tasks: an integer, ≥ 1."
-        )
+        raise ValueError(f"num_tasks is {num_tasks!r}, and it is an integer: at least one task.")
     steps = round(1 / spacing) if 0 < spacing <= 1 else 0
     if steps < 1 or abs(steps * spacing - 1) > 1e-6:
         raise ValueError(
