@@ -63,7 +63,7 @@ def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
 
     **Raises** `ValueError` for posteriors or weights that are not finite, weights of another
     length, or (for a negative weight or γ) so far out that the result is improper: then with the
-        smallest eigenvalue or entry of the precision and the largest feasible scale of α. Under
+    smallest eigenvalue or entry of the precision and the largest feasible scale of α. Under
     `jit` that last error comes from `mode()`.
 
     ```python
