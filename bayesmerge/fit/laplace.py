@@ -207,7 +207,7 @@ def _warn_if_far(distance: Any, steps: Any, is_given: bool) -> None:
             f"params are more than {_rounded_down(float(distance)):g} posterior standard "
             "deviations (root mean square) from the mode, as those of models that were stopped "
             "early are. The posterior is centred on them all the same, and leaves out the gradient "
-            "there: a merge of such posteriors is off by about as much. For merging keep the "
+            "there: a merge of such posteriors is off by as much or more. For merging keep the "
             "gradient, `prior * expand(target, params)`, whose mode is a Newton step ahead; or "
             "train to a minimum of the summed loss plus prior, as by `find_mode(target, prior, "
             "start=params)`."
