@@ -62,7 +62,7 @@ def as_rows(
         for full, leaf in named
     ]
     if warn and jnp.result_type(float) == np.float32:
-        _warn_if_coarse(opened)
+        warn_if_coarse(opened)
     return jax.tree.unflatten(structure, [as_array(array, full) for full, _, array in opened])
 
 
@@ -380,7 +380,7 @@ def _rounded(array: Any) -> Any:
     return array.astype(float)
 
 
-def _warn_if_coarse(leaves: list[tuple[str, Any, Any]]) -> None:
+def warn_if_coarse(leaves: list[tuple[str, Any, Any]]) -> None:
     coarse = [text for name, given, array in leaves for text in _coarse_columns(name, given, array)]
     if coarse:
         more = f" So it is for {len(coarse)} columns." if len(coarse) > 1 else ""

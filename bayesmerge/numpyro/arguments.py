@@ -19,7 +19,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, UInt32
 
 from bayesmerge.arrays import as_array
 from bayesmerge.numpyro.data import (
@@ -72,12 +74,12 @@ class Arguments(eqx.Module):
 
     - `arrays`: arguments of compiled programs.
     - `constants`: everything else; programs are compiled for it.
-    - `digest`: of the constants' values, by which a checkpoint knows its fit.
+    - `digest`: of the constants' values, two words, by which a checkpoint knows its fit.
     """
 
     arrays: list[Array]
     constants: Constants = eqx.field(static=True)
-    digest: str
+    digest: UInt32[Array, " 2"]
 
     def __call__(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments as the model gets them."""
@@ -282,7 +284,7 @@ class _Same:
         return isinstance(other, _Same) and self.held is other.held
 
 
-def _digest(signature: Any) -> str:
+def _digest(signature: Any) -> UInt32[Array, " 2"]:
     """A hash of the values in a signature, the same in every process."""
 
     def words(part: Any) -> Iterator[str]:
@@ -292,7 +294,8 @@ def _digest(signature: Any) -> str:
         elif isinstance(part, (str, int)):
             yield repr(part)
 
-    return hashlib.sha256(" ".join(words(signature)).encode()).hexdigest()
+    digest = hashlib.sha256(" ".join(words(signature)).encode()).digest()
+    return jnp.asarray(np.frombuffer(digest, "<u4")[:2].astype(np.uint32))
 
 
 def _origin(function: Any) -> Any:

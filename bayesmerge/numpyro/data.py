@@ -72,7 +72,7 @@ def warn_if_coarse(named: Named) -> None:
     """A warning where the values of data differ by little more than the spacing of float32."""
     if jnp.result_type(float) == np.float32:
         columns = [column for name, leaf in named for column in _columns(name, leaf)]
-        border._warn_if_coarse([(name, values, values) for name, values in columns])
+        border.warn_if_coarse([(name, values, values) for name, values in columns])
 
 
 def not_finite(named: Named) -> list[str]:
