@@ -173,11 +173,25 @@ def left_of_start(step_size: Any, num_steps: int) -> float:
     return float(np.prod(1 - np.broadcast_to(sizes, (num_steps,))))
 
 
+class Words(NamedTuple):
+    """Keys as numbers, from which the same noise is drawn more than once on purpose."""
+
+    data: Array
+    kind: str
+
+    @classmethod
+    def of(cls, keys: Array) -> "Words":
+        return cls(jax.random.key_data(keys), str(jax.random.key_impl(keys)))
+
+    def keys(self) -> Array:
+        return jax.random.wrap_key_data(self.data, impl=self.kind)
+
+
 class Draws(NamedTuple):
     """How to look at a q of K components: their keys, how many pairs of draws, and whether these
     are the ones that the fit kept."""
 
-    keys: Array
+    words: Words
     pairs: int
     kept: bool
 
@@ -185,7 +199,12 @@ class Draws(NamedTuple):
 def fresh_draws(key: PRNGKeyArray, count: int, minibatches: bool) -> Draws:
     """Other draws than any step has seen, few where data are read in minibatches."""
     keys = jax.random.split(jax.random.fold_in(key, LAST), count)
-    return Draws(keys, PAIRS_OF_MINIBATCHES if minibatches else PAIRS, False)
+    return Draws(Words.of(keys), PAIRS_OF_MINIBATCHES if minibatches else PAIRS, False)
+
+
+def kept_draws(keys: Array, num_samples: int) -> Draws:
+    """The draws of every step of a fit that does not resample."""
+    return Draws(Words.of(keys), num_samples // 2, True)
 
 
 def compared(
@@ -218,7 +237,7 @@ def _look(
         away = component.deviations(key, draws.pairs)
         return jax.tree.map(lambda m, d: m[None] + d, mean, away)
 
-    thetas = jax.lax.map(lambda one: drawn(*one), (q.components, q.means, draws.keys))
+    thetas = jax.lax.map(lambda one: drawn(*one), (q.components, q.means, draws.words.keys()))
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), thetas)
     losses, slopes = target.accumulate(_at_each, flat)
 

@@ -22,7 +22,13 @@ from bayesmerge.families.checks import ConvergenceWarning
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
-from bayesmerge.fit.convergence import Draws, compared, fresh_draws, left_of_start, settled
+from bayesmerge.fit.convergence import (
+    compared,
+    fresh_draws,
+    kept_draws,
+    left_of_start,
+    settled,
+)
 from bayesmerge.fit.curvature import Structure, require_known
 from bayesmerge.fit.expand import quadratic
 from bayesmerge.fit.expectation import At, Estimator, expectation, loss_at
@@ -241,7 +247,7 @@ def mixture_von(
     K = began.num_components
     draws = fresh_draws(key, K, target.is_streamed or batch_size is not None)
     if not resample:
-        draws = Draws(jax.random.split(jax.random.key(0), K), num_samples // 2, True)
+        draws = kept_draws(jax.random.split(jax.random.key(0), K), num_samples)
     found = settled(
         last,
         began,

@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import AbstractExponentialFamily
 from bayesmerge.fit.abstract_target import AbstractTarget, Loss
-from bayesmerge.fit.convergence import LAST, PAIRS, Evidence, left_of_start, settled
+from bayesmerge.fit.convergence import LAST, PAIRS, Evidence, Words, left_of_start, settled
 from bayesmerge.fit.run import AbstractMethod, Schedule, run
 from bayesmerge.fit.von import RobbinsMonro, at_step, require_step_size
 from bayesmerge.linear_algebra import lstsq
@@ -139,9 +139,9 @@ def natural_gradient_vi(
         checkpoint=checkpoint,
         progress=progress,
     ).posterior
-    key = jax.random.fold_in(key, LAST)
+    words = Words.of(jax.random.fold_in(key, LAST))
     look = _look if target.is_streamed else _look_compiled
-    seen = [look(target, prior, q, key, samples) for q in (last, first)]
+    seen = [look(target, prior, q, words, samples) for q in (last, first)]
     ends, begins = (
         Evidence(np.asarray(b, float), np.asarray(p, float), np.zeros(PAIRS)) for b, p in seen
     )
@@ -150,11 +150,11 @@ def natural_gradient_vi(
 
 
 def _look(
-    target: AbstractTarget, prior: Any, q: Any, key: PRNGKeyArray, samples: int
+    target: AbstractTarget, prior: Any, q: Any, words: Words, samples: int
 ) -> tuple[Float[Array, " J"], Float[Array, "J J"]]:
     """The bound, and the natural-gradient steps that remain in units of q, by each of J sets of
     draws."""
-    draws = q.sample(key, (PAIRS * samples,))
+    draws = q.sample(words.keys(), (PAIRS * samples,))
     losses = target.accumulate(_losses_at, draws).reshape(PAIRS, samples)
     statistics = jax.vmap(lambda theta: ravel_pytree(q.sufficient_statistics(theta))[0])(draws)
     sets = statistics.reshape(PAIRS, samples, -1)

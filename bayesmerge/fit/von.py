@@ -19,7 +19,13 @@ from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import as_arrays
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
-from bayesmerge.fit.convergence import Draws, compared, fresh_draws, left_of_start, settled
+from bayesmerge.fit.convergence import (
+    compared,
+    fresh_draws,
+    kept_draws,
+    left_of_start,
+    settled,
+)
 from bayesmerge.fit.curvature import Kind, Structure, curvature_product, require_known
 from bayesmerge.fit.expand import FAMILIES, quadratic
 from bayesmerge.fit.expectation import Estimator, expectation, loss_at
@@ -188,7 +194,7 @@ def von(
     ).posterior
     draws = fresh_draws(key, 1, target.is_streamed or batch_size is not None)
     if not resample:
-        draws = Draws(jax.random.key(0)[None], num_samples // 2, True)
+        draws = kept_draws(jax.random.key(0)[None], num_samples)
     posterior = settled(
         last,
         first,
