@@ -17,13 +17,15 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import AbstractExponentialFamily
 from bayesmerge.fit.abstract_target import AbstractTarget, Loss
-from bayesmerge.fit.convergence import LAST, PAIRS, Evidence, Words, left_of_start, settled
+from bayesmerge.fit.convergence import LAST, Evidence, Words, left_of_start, settled
 from bayesmerge.fit.run import AbstractMethod, Schedule, run
 from bayesmerge.fit.von import RobbinsMonro, at_step, require_step_size
 from bayesmerge.linear_algebra import lstsq
 
 MANY = 1000
 HALVINGS = 20
+SETS = 8
+"""Regressions at the end, from which the noise of one is known."""
 
 
 class NaturalGradient(AbstractMethod):
@@ -143,7 +145,7 @@ def natural_gradient_vi(
     look = _look if target.is_streamed else _look_compiled
     seen = [look(target, prior, q, words, samples) for q in (last, first)]
     ends, begins = (
-        Evidence(np.asarray(b, float), np.asarray(p, float), np.zeros(PAIRS)) for b, p in seen
+        Evidence(np.asarray(b, float), np.asarray(p, float), np.zeros(SETS)) for b, p in seen
     )
     left = left_of_start(step_size, num_steps)
     return settled(last, first, ends, begins, num_steps=num_steps, left=left, by_price=True)
@@ -154,10 +156,10 @@ def _look(
 ) -> tuple[Float[Array, " J"], Float[Array, "J J"]]:
     """The bound, and the natural-gradient steps that remain in units of q, by each of J sets of
     draws."""
-    draws = q.sample(words.keys(), (PAIRS * samples,))
-    losses = target.accumulate(_losses_at, draws).reshape(PAIRS, samples)
+    draws = q.sample(words.keys(), (SETS * samples,))
+    losses = target.accumulate(_losses_at, draws).reshape(SETS, samples)
     statistics = jax.vmap(lambda theta: ravel_pytree(q.sufficient_statistics(theta))[0])(draws)
-    sets = statistics.reshape(PAIRS, samples, -1)
+    sets = statistics.reshape(SETS, samples, -1)
     slopes = jax.lax.map(lambda one: _regression(*one), (sets, losses))
     gap = ravel_pytree(prior.natural_parameters)[0] - ravel_pytree(q.natural_parameters)[0]
     away = statistics - jnp.mean(statistics, axis=0)[None]
