@@ -22,6 +22,7 @@ from bayesmerge.fit.optimise import Objective, require_kinds, search
 from bayesmerge.fit.target import JointTarget
 from bayesmerge.fit.tilted import Tilted, product
 from bayesmerge.linear_algebra import eigh
+from bayesmerge.origins import Origin, remember
 from bayesmerge.tasks import as_weights, named
 
 HALVINGS = 20
@@ -132,7 +133,8 @@ def refine(
     gaussian = require(gaussian, gaussian.is_proper(), NO_MAXIMUM)
     if length > STILL_MOVING:
         warnings.warn(_unconverged(steps, float(length), part, structure), ConvergenceWarning, 2)
-    return Tilted(factor, prior, gaussian) if is_exact else gaussian
+    refined = Tilted(factor, prior, gaussian) if is_exact else gaussian
+    return remember(refined, Origin(prior))
 
 
 def _objective(
