@@ -14,6 +14,7 @@ import xarray as xr
 from jaxtyping import Array, PRNGKeyArray, PyTree
 from numpyro.infer import Predictive
 
+from bayesmerge.families.show import table
 from bayesmerge.keys import as_key
 from bayesmerge.numpyro import sites
 
@@ -51,21 +52,19 @@ class Summary(eqx.Module):
     high: dict[str, Array]
 
     def __repr__(self) -> str:
-        columns = {"mean": self.mean, "sd": self.sd, "5 %": self.low, "95 %": self.high}
-        rows = [("", *columns)]
+        titles = {"mean": self.mean, "sd": self.sd, "5 %": self.low, "95 %": self.high}
+        names: list[str] = []
+        columns: dict[str, list[Any]] = {title: [] for title in titles}
         for name, mean in self.mean.items():
             for index in itertools.islice(np.ndindex(mean.shape), MOST_ROWS):
-                entry = f"[{', '.join(map(str, index))}]" if index else ""
-                numbers = [f"{float(x[name][index]):.4g}" for x in columns.values()]
-                rows.append((f"{name}{entry}", *numbers))
+                names.append(f"{name}[{', '.join(map(str, index))}]" if index else name)
+                for title, values in titles.items():
+                    columns[title].append(values[name][index])
             if mean.size > MOST_ROWS:
-                rows.append((f"{name}: {mean.size - MOST_ROWS} more", *[""] * len(columns)))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-            for row in rows
-        ]
-        return "\n".join(line.rstrip() for line in lines)
+                names.append(f"{name}: {mean.size - MOST_ROWS} more")
+                for column in columns.values():
+                    column.append("")
+        return table(columns, names, most=None)
 
 
 def summary(
