@@ -56,7 +56,7 @@ def as_rows(
 
     paths, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     named = [(name + jax.tree_util.keystr(path), leaf) for path, leaf in paths]
-    _require_same_rows(named)
+    require_same_rows(named)
     opened = [
         (full, leaf, _rounded(to_numpy(leaf, full)) if full == rounds else to_numpy(leaf, full))
         for full, leaf in named
@@ -229,7 +229,7 @@ def _require_none_missing(values: Any, name: str) -> None:
         )
 
 
-def _require_same_rows(leaves: list[tuple[str, Any]]) -> None:
+def require_same_rows(leaves: list[tuple[str, Any]]) -> None:
     """An error where two containers label their rows, and not in the same way."""
     labelled = [(name, labels) for name, x in leaves if (labels := _row_labels(x)) is not None]
     for name, labels in labelled[1:]:
@@ -246,6 +246,16 @@ def _require_same_rows(leaves: list[tuple[str, Any]]) -> None:
                 f"put together by position: sort them first, `{name}.loc[{first_name}.index]` in "
                 "pandas, or where they belong together as they are pass `.to_numpy()` of both."
             )
+
+
+def require_same_labels(mean: PyTree, precision: PyTree) -> None:
+    """An error where a precision labels its rows or columns otherwise than the mean its entries."""
+    pairs = zip(jax.tree.leaves(mean), jax.tree.leaves(precision), strict=False)
+    for own, other in pairs:
+        named = [("mean", own), ("precision", other)]
+        if getattr(other, "ndim", 1) == 2 and getattr(own, "ndim", 2) == 1:
+            named.append(("precision.T", getattr(other, "T", other)))
+        require_same_rows(named)
 
 
 def _row_labels(values: Any) -> Any:

@@ -11,7 +11,9 @@ from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.families.checks import is_concrete
 
-FACTOR = re.compile(r"lora[\W_]*(?:embedding[\W_]*)?(a|b|down|up)(?![a-z])", re.IGNORECASE)
+FACTOR = re.compile(
+    r"(?<![a-z])lora[\W_]*(?:embedding[\W_]*)?(a|b|down|up)(?![a-z])", re.IGNORECASE
+)
 """`lora_A`, `lora_b`, `lora_down`, `lora_embedding_A`, `['lora']['A']`, …"""
 
 PARTNER = {"a": "b", "down": "up"}

@@ -62,6 +62,12 @@ def origin_of(posterior: Any) -> Origin | None:
     return _origins.get(id(posterior))
 
 
+def prior_of(posterior: Any) -> Any:
+    """The prior that a posterior is known to hold, or else `None`."""
+    origin = origin_of(posterior)
+    return None if origin is None or not origin.has_prior else origin.prior
+
+
 def parts_of(posteriors: Any, names: tuple[str, ...], members: list[Any]) -> dict[str, Any]:
     """For every task name a function that returns the posterior, without keeping it in memory."""
     if isinstance(posteriors, AbstractExponentialFamily):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from bayesmerge.arrays import as_array, require_same_rows
 from bayesmerge.families.checks import is_concrete, require, require_finite
 from bayesmerge.families.diagonal import DiagonalGaussian
 from bayesmerge.families.full import FullGaussian
@@ -72,6 +73,10 @@ def multiplied(
         layout.require_same(
             Layout.of(point.value, point.name), f"{points[0].name} and {point.name}"
         )
+    for i, leaf in enumerate(layout.names):
+        alike = [p for p in precisions if len(jax.tree.leaves(p.value)) == len(layout.names)]
+        require_same_rows([(p.name + leaf, jax.tree.leaves(p.value)[i]) for p in (*points, *alike)])
+    precisions = [_opened(precision) for precision in precisions]
     kinds = [_family(precision, layout) for precision in precisions]
     family: Any = max([*kinds, *([] if also is None else [type(also)])], key=lambda f: f.breadth)
     which = tuple(factors)
@@ -263,6 +268,12 @@ def _family(precision: Named, layout: Layout) -> Any:
             return DiagonalGaussian
     layout.require_same(Layout.of(value, precision.name), f"the parameters and {precision.name}")
     return DiagonalGaussian
+
+
+def _opened(precision: Named) -> Named:
+    """A precision, where it is one container of numbers as an array."""
+    name, value = precision
+    return Named(name, as_array(value, name) if jax.tree_util.all_leaves([value]) else value)
 
 
 def _matrix(value: Any, layout: Layout) -> Float[Array, "P P"]:

@@ -22,7 +22,7 @@ from bayesmerge.fit.optimise import Objective, require_kinds, search
 from bayesmerge.fit.target import JointTarget
 from bayesmerge.fit.tilted import Tilted, product
 from bayesmerge.linear_algebra import eigh
-from bayesmerge.origins import Origin, remember
+from bayesmerge.origins import Origin, prior_of, remember
 from bayesmerge.tasks import as_weights, named
 
 HALVINGS = 20
@@ -67,7 +67,8 @@ def refine(
     - `targets`: ℓ_t, T targets or a mapping from task names to them.
     - `merged`: the posterior to start from, or its mode θ̂.
     - `weights`: α, shape (T,), or a mapping from the same names.
-    - `prior`: p_0, a Gaussian or a target whose loss is −log p_0; by default that of the targets.
+    - `prior`: p_0, a Gaussian or a target whose loss is −log p_0; by default that of the targets,
+      or the one that `merged` is known to hold.
     - `steps`: how often to expand, at least 1.
     - `structure`, `curvature`: of the expansions, as in `expand`.
 
@@ -105,6 +106,7 @@ def refine(
     for loss in losses:
         require_kinds(loss, prior)
     prior = shared_prior(dict(zip(names, losses, strict=True))) if prior is None else prior
+    prior = prior_of(merged) if prior is None else prior
     is_exact = isinstance(prior, AbstractTarget)
     theta, _ = as_arrays(merged.mode() if hasattr(merged, "mode") else merged, "merged")
     value = _objective(JointTarget(losses, alpha), prior, theta)

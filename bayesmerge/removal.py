@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from bayesmerge.arrays import to_numpy
+from bayesmerge.arrays import in_row_order, to_numpy
 from bayesmerge.families.checks import (
     ConvergenceWarning,
     is_concrete,
@@ -177,7 +177,7 @@ def _groups(rows: Any, count: int) -> tuple[Int[Array, "G n"], bool]:
     if not is_concrete(rows):
         raise TypeError("rows must be known when a program is compiled: they are checked.")
     if not isinstance(rows, (list, tuple)):
-        rows = to_numpy(rows, "rows")
+        rows = to_numpy(in_row_order(rows), "rows")
     try:
         given = np.asarray(rows)
     except ValueError as error:

@@ -8,11 +8,9 @@ import functools
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from bayesmerge.arrays import as_array
 from bayesmerge.families.checks import is_concrete, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.isotropic import IsotropicGaussian
@@ -44,7 +42,7 @@ def average(params: Any, weights: Weights) -> IsotropicGaussian:
     names, points = _points(params)
     alpha = as_weights(weights, names)
     warn_of_factors(_values(points), alpha)
-    return _with_precision_one(points, alpha)
+    return _with_precisionNamed(points, alpha)
 
 
 def task_arithmetic(params: Any, weights: Weights, base: PyTree) -> IsotropicGaussian:
@@ -73,7 +71,7 @@ def task_arithmetic(params: Any, weights: Weights, base: PyTree) -> IsotropicGau
     points = [*points, Named("base", base)]
     exponents = _with_gamma(alpha)
     warn_of_factors(_values(points), exponents)
-    return _with_precision_one(points, exponents)
+    return _with_precisionNamed(points, exponents)
 
 
 def fisher_average(params: Any, fishers: Any, weights: Weights) -> AbstractGaussian:
@@ -230,9 +228,9 @@ def task_removal(
         raise ValueError(f"weight has shape {alpha.shape}, and it is one number.")
     points = [Named("params", params), Named("base", base)]
     precisions = [
-        _one("curvature", curvature),
-        _one("tuning_precision", tuning_precision),
-        _one("remaining_precision", remaining_precision),
+        Named("curvature", curvature),
+        Named("tuning_precision", tuning_precision),
+        Named("remaining_precision", remaining_precision),
     ]
     factors = [Factor(1, 0), Factor(0, 0), Factor(1, 1), Factor(0, 1), Factor(1, 2)]
     exponents = jnp.stack([alpha, -alpha, alpha, -alpha, jnp.ones_like(alpha)])
@@ -247,13 +245,7 @@ def _points(params: Any) -> tuple[tuple[str, ...], list[Named]]:
 
 def _named(what: str, values: Any, names: tuple[str, ...]) -> list[Named]:
     pairs = zip(names, matched(values, names, what), strict=True)
-    return [_one(f"{what}['{name}']", value) for name, value in pairs]
-
-
-def _one(name: str, value: Any) -> Named:
-    """A precision, where it is one container of numbers as an array."""
-    is_leaf = jax.tree_util.all_leaves([value])
-    return Named(name, as_array(value, name) if is_leaf else value)
+    return [Named(f"{what}['{name}']", value) for name, value in pairs]
 
 
 def _values(points: list[Named]) -> list[PyTree]:
@@ -277,7 +269,7 @@ def _average(alpha: Float[Array, "*A T"]) -> Float[Array, "*A T"]:
     return alpha / jnp.sum(alpha, axis=-1, keepdims=True)
 
 
-def _with_precision_one(points: list[Named], exponents: Float[Array, "*A F"]) -> IsotropicGaussian:
+def _with_precisionNamed(points: list[Named], exponents: Float[Array, "*A F"]) -> IsotropicGaussian:
     """N(Σe_fθ_f, I)."""
     factors = [Factor(i, 0) for i in range(len(points))]
     merged = multiplied(points, [ONE], factors, exponents, jnp.zeros_like(exponents))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.show import number
 from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.origins import prior_of
 
 TIED = 16
 """Units of rounding of the log densities within which log weights are equal."""
@@ -92,6 +93,7 @@ def reweighted(
             f"num_samples is {num_samples}, and a tail is fitted to at least {FEWEST} draws."
         )
     prior = target.prior if prior is None else prior
+    prior = prior_of(posterior) if prior is None else prior
     draws = posterior.sample(jax.random.key(0) if key is None else key, (num_samples,))
     log_p, log_q, scale = (
         np.asarray(x, float) for x in _log_densities(posterior, target, prior, draws)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from bayesmerge.arrays import as_array
+from bayesmerge.arrays import as_array, require_same_labels
 from bayesmerge.families.base import over_batch, sum_leaves
 from bayesmerge.families.checks import largest, require_finite, smallest
 from bayesmerge.families.full import FullGaussian
@@ -125,6 +125,7 @@ class DiagonalGaussian(AbstractGaussian):
 
 
 def _mean_and_diagonal(mean: PyTree, precision: PyTree) -> tuple[PyTree, PyTree, Layout]:
+    require_same_labels(mean, precision)
     mean, layout = as_arrays(mean, "mean")
     if jax.tree.structure(precision) == layout.structure:
         precision = jax.tree.map(lambda x, m: as_array(x, "precision", m.dtype), precision, mean)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
-from bayesmerge.arrays import as_array
+from bayesmerge.arrays import as_array, require_same_labels
 from bayesmerge.families.base import over_batch
 from bayesmerge.families.checks import all_finite, require, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
@@ -57,6 +57,7 @@ class FullGaussian(AbstractGaussian):
         **Raises** `TypeError` for integer parameters, `ValueError` for a matrix of another shape,
         not symmetric, not positive definite or not finite.
         """
+        require_same_labels(mean, precision)
         mean, layout = as_arrays(mean, "mean")
         mean = require_finite(mean, "mean")
         precision = _symmetric(precision, layout)

@@ -238,7 +238,7 @@ def _look(
         return jax.tree.map(lambda m, d: m[None] + d, mean, away)
 
     thetas = jax.lax.map(lambda one: drawn(*one), (q.components, q.means, draws.words.keys()))
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), thetas)
+    flat = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), thetas)
     losses, slopes = target.accumulate(_at_each, flat)
 
     def rest(theta: PyTree) -> Float[Array, ""]:
@@ -249,7 +249,8 @@ def _look(
     sets = 1 if draws.kept else draws.pairs
 
     def by_set(x: Array) -> Array:
-        return x.reshape(q.num_components, sets, -1, *x.shape[1:]).mean(2)
+        each = x.shape[0] // (q.num_components * sets)
+        return x.reshape(q.num_components, sets, each, *x.shape[1:]).mean(2)
 
     slopes = jax.tree.map(jnp.add, slopes, pulls)
     centres = jax.tree.map(lambda m: jnp.repeat(m, 2 * draws.pairs, axis=0), q.means)

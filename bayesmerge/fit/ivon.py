@@ -209,6 +209,7 @@ def ivon(
 
     Source: Shen et al. (2024); FP §3.5 (IVON-Hess).
     """
+    key = as_key(key)
     method = _for_target(
         target,
         prior,

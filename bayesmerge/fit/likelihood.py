@@ -57,7 +57,7 @@ class Likelihood:
             raise ValueError(
                 f"labels of a {self.name} likelihood must be {allowed}, and they have dtype "
                 f"{labels.dtype}, shape {labels.shape} and values from {labels.min()} to "
-                f"{labels.max()}, for {count} outputs an example{_label_remedy(labels)}."
+                f"{labels.max()}, for {count} outputs an example{_label_remedy(labels, self.name)}."
             )
 
 
@@ -65,14 +65,16 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-def _label_remedy(labels: Any) -> str:
+def _label_remedy(labels: Any, likelihood: str) -> str:
     if labels.ndim == 2 and labels.shape[1] == 1:
         return ": drop the last axis, `labels[:, 0]`"
     if labels.ndim == 2 and set(np.unique(labels).tolist()) <= {0, 1}:
         return ": of one-hot rows take `labels.argmax(1)`"
+    if set(np.unique(labels).tolist()) == {-1, 1}:
+        return ": make them 0 and 1 by `(labels > 0).astype(int)`"
     if labels.dtype.kind in "fb" and np.array_equal(labels, np.round(labels)):
         return ": cast them by `.astype(int)`"
-    if labels.dtype.kind in "iu":
+    if labels.dtype.kind in "iu" and likelihood != "poisson":
         return ": encode classes as 0, 1, …, e.g. by `np.unique(labels, return_inverse=True)`"
     return ""
 

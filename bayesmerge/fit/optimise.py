@@ -171,7 +171,7 @@ def _warn_if_stopped(
 def _unmoved(start: PyTree, mode: Mode) -> tuple[Array, ...]:
     """For every leaf whether the optimiser was content to leave all of it where it was."""
     pairs = zip(jax.tree.leaves(start), jax.tree.leaves(mode.params), strict=True)
-    return tuple(jnp.all(x == y) & mode.converged for x, y in pairs)
+    return tuple(jnp.all(x == y) & mode.converged & (x.size > 0) for x, y in pairs)
 
 
 def _warn_if_unmoved(*unmoved: Any, names: tuple[str, ...]) -> None:

@@ -72,8 +72,9 @@ def fit_shards(targets: Any, method: Callable[[Any], Any] = laplace) -> dict[str
                 raise
             else:
                 for i, t in enumerate(group):
-                    prior = members[t].prior if own is TARGETS else own
-                    fitted[t] = remember(_member(batch, i), Origin(prior, knows_prior=knows))
+                    fitted[t] = _member(batch, i)
+                    if knows:
+                        remember(fitted[t], Origin(members[t].prior if own is TARGETS else own))
                 continue
         fitted |= {t: _fit_one(method, names[t], members[t]) for t in group}
     return {name: fitted[t] for t, name in enumerate(names)}

@@ -32,6 +32,7 @@ from bayesmerge.fit.expectation import Estimator, expectation, loss_at
 from bayesmerge.fit.laplace import laplace
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.run import AbstractMethod, Schedule, run
+from bayesmerge.keys import as_key
 from bayesmerge.origins import Origin, remember
 
 NEVER_INDEFINITE = ("ggn", "fisher", "squared_gradients")
@@ -171,6 +172,7 @@ def von(
     Source: FP equation 7; Khan & Rue (2023), §1.3.2; Lin, Schmidt & Khan (2020).
     """
     require_kinds(target, prior)
+    key = as_key(key)
     held = target.prior if prior is None else prior
     target, prior = absorb(target, prior)
     method = VON(

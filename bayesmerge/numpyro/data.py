@@ -93,7 +93,7 @@ def _columns(name: str, leaf: Any) -> Iterator[tuple[str, np.ndarray]]:
     if is_array(leaf):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         values = None if is_key or not is_concrete(leaf) else np.asarray(leaf)
-    elif isinstance(leaf, float):
+    elif isinstance(leaf, (float, np.integer, np.floating)):
         values = np.asarray(leaf)
     elif not is_data(leaf):
         return
@@ -110,7 +110,7 @@ def _columns(name: str, leaf: Any) -> Iterator[tuple[str, np.ndarray]]:
             return
     else:
         for field, value in vars(leaf).items():
-            if is_array(value) or isinstance(value, list):
+            if isinstance(value, (list, float, np.generic)) or hasattr(value, "__array__"):
                 yield from _columns(f"{name}.{field}", value)
         return
     if values is not None and values.dtype.kind in "iuf":

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from bayesmerge.arrays import as_rows
 from bayesmerge.families.checks import is_concrete, require_finite
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.recognise import gaussian_of
@@ -179,7 +180,7 @@ class Model(eqx.Module):
                 f"values lack the latent sites {missing}; they have {sorted(values)}, and the "
                 f"model has {list(self.site_names)}."
             )
-        latent = {name: jnp.asarray(values[name]) for name in self.site_names}
+        latent = as_rows({name: values[name] for name in self.site_names}, "values")
         theta = _unconstrained(self, latent)
         return require_finite(theta, "the values in unconstrained coordinates")
 
@@ -211,6 +212,11 @@ class Model(eqx.Module):
 
         ```
         """
+        if not isinstance(params, Mapping):
+            raise TypeError(
+                f"params is a {type(params).__name__}, and it must be a dictionary: pass "
+                "`svi_result.params`, or `svi.get_params(state)`."
+            )
         return guide_posterior(self, guide, jax.tree.map(jnp.asarray, dict(params)))
 
     def draws(
