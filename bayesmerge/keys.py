@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array
 
 
-def as_key(key: Any, name: str = "key", *, batch: bool = False) -> PRNGKeyArray:
+def as_key(key: Any, name: str = "key", *, batch: bool = False) -> Array:
     """`key`, one of `jax.random.key` or the older `jax.random.PRNGKey`, or an error that says how
     to make one; with `batch` several in leading axes are allowed."""
     if isinstance(key, np.ndarray) and key.dtype == np.uint32:

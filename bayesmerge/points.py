@@ -53,6 +53,7 @@ def multiplied(
     shares: Float[Array, "*A M"],
     also: AbstractGaussian | None = None,
     power: Float[Array, "*A"] | None = None,
+    signed: bool = False,
 ) -> Any:
     r"""$\prod_f \mathcal N(\theta_f, P_f^{-1})^{e_f}$, proper or not.
 
@@ -62,6 +63,7 @@ def multiplied(
     - `exponents`: e, (F,) or (A, F).
     - `shares`: of every point in the centre where nothing is known, (M,) or (A, M).
     - `also`, `power`: one more factor and its exponent.
+    - `signed`: whether precisions may be negative on the diagonal, as Hessians are.
 
     **Returns** the smallest Gaussian that holds all, a batch of A if the exponents are.
 
@@ -89,7 +91,7 @@ def multiplied(
         found, sound = _product(thetas, matrices, which, exponents, shares, extra, power, True)
         linear: Any = _unravelled(layout, found.linear)
         merged: Any = FullGaussian(linear=linear, precision=found.precision, layout=layout)
-        return _checked(merged, [sound], points, precisions)
+        return _checked(merged, [sound], points, precisions, signed)
     leaves = [jax.tree.leaves(point.value) for point in points]
     stiffness = [
         jax.tree.leaves(p.value) if kind is DiagonalGaussian else [p.value] * len(layout.names)
@@ -115,7 +117,7 @@ def multiplied(
     else:
         tau = products[0].precision.astype(jnp.result_type(*layout.dtypes))
         merged = IsotropicGaussian(linear=linear, precision=tau, layout=layout)
-    return _checked(merged, flags, points, precisions)
+    return _checked(merged, flags, points, precisions, signed)
 
 
 class _Sound(NamedTuple):
@@ -211,9 +213,15 @@ def _least(dtype: Any) -> float:
 
 
 def _checked(
-    merged: Any, flags: list[_Sound], points: Sequence[Named], precisions: Sequence[Named]
+    merged: Any,
+    flags: list[_Sound],
+    points: Sequence[Named],
+    precisions: Sequence[Named],
+    signed: bool,
 ) -> Any:
     sound: _Sound = jax.tree.map(lambda *x: jnp.all(jnp.stack(x), axis=0), *flags)
+    if signed:
+        sound = sound._replace(positive=jnp.ones_like(sound.positive))
     message = "the models or precisions to merge hold NaN, infinite or negative values."
     if not is_concrete(sound):
         holds = jnp.all(jnp.stack([jnp.all(x) for x in sound]))

@@ -234,7 +234,8 @@ def task_removal(
     ]
     factors = [Factor(1, 0), Factor(0, 0), Factor(1, 1), Factor(0, 1), Factor(1, 2)]
     exponents = jnp.stack([alpha, -alpha, alpha, -alpha, jnp.ones_like(alpha)])
-    return multiplied(points, precisions, factors, exponents, jnp.array([0.0, 1.0]))
+    shares = jnp.array([0.0, 1.0])
+    return multiplied(points, precisions, factors, exponents, shares, signed=True)
 
 
 def _points(params: Any) -> tuple[tuple[str, ...], list[Named]]:
@@ -296,7 +297,7 @@ def _matched(
     factors = [Factor(t, t) for t in range(base)] + [Factor(t, base) for t in range(base + 1)]
     exponents = jnp.concatenate([alpha, _with_gamma(alpha)], axis=-1)
     shares = jnp.zeros((*alpha.shape[:-1], base + 1)).at[..., -1].set(1)
-    return multiplied(points, precisions, factors, exponents, shares)
+    return multiplied(points, precisions, factors, exponents, shares, signed=True)
 
 
 def _feasible(merge: Any, alpha: Float[Array, "*A T"], prior: Any = None) -> AbstractGaussian:

@@ -398,8 +398,8 @@ def test_coordinates_have_names_and_units():
             found = bm.diagnose(shards, fit_shards(shards), np.ones(4))
     table = {line.split("  ")[0].strip(): line for line in str(found).splitlines()}
     mode = found.merged.mode()
-    assert f"{np.exp(mode['sigma'][0]):.3g}" in table["log sigma[0]"]
-    assert f"{1 / (1 + np.exp(-mode['share'])):.3g}" in table["logit share"]
+    assert f"{np.exp(mode['sigma'][0]):.4g}" in table["log sigma[0]"]
+    assert f"{1 / (1 + np.exp(-mode['share'])):.4g}" in table["logit share"]
     assert "mean" in table
 
 

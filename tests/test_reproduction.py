@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import sys
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -37,7 +38,9 @@ def reproduced(tmp_path_factory):
         refine=0,
         folder=tmp_path_factory.mktemp("fast previews"),
     )
-    seen = dict(study.surfaces("balanced", data.tasks("balanced", images), options))
+    with warnings.catch_warnings():  # so few steps do not converge, and say so
+        warnings.simplefilter("ignore", bm.ConvergenceWarning)
+        seen = dict(study.surfaces("balanced", data.tasks("balanced", images), options))
     return study, seen, options
 
 

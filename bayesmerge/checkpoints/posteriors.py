@@ -191,9 +191,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Saved:
             structure = json.loads((file.metadata() or {}).get(METADATA, "null"))
             if structure is not None and structure["version"] <= VERSION:
                 _warn_of_rounding(file, path)
-                saved = _saved(structure, file.get_tensor, None if like is None else Like.of(like))
-                _warn_of_what_is_not_finite(saved, path)
-                return saved
+                return _saved(structure, file.get_tensor, None if like is None else Like.of(like))
     except UnlikeError as error:
         raise ValueError(f"'{path}' {error}") from None
     except (SafetensorError, *DAMAGE) as error:
@@ -222,20 +220,6 @@ def _warn_of_rounding(file: Any, path: Path) -> None:
             "the environment variable JAX_ENABLE_X64=1.",
             stacklevel=3,
         )
-
-
-def _warn_of_what_is_not_finite(saved: Saved, path: Path) -> None:
-    for name, q in {**saved.posteriors, "prior": saved.prior}.items():
-        of = "the prior" if q is saved.prior else f"the posterior of '{name}'"
-        for field, leaf in jax.tree_util.tree_leaves_with_path(q):
-            is_log = jax.tree_util.keystr(field) == ".log_weights"
-            bad = int(jnp.sum(jnp.isnan(leaf) if is_log else ~jnp.isfinite(leaf)))
-            if bad:
-                warnings.warn(
-                    f"'{path}' holds numbers that are not finite: {bad} of the {leaf.size} in "
-                    f"{jax.tree_util.keystr(field)} of {of}. Fit it again.",
-                    stacklevel=3,
-                )
 
 
 def _key_of(task: str) -> str:

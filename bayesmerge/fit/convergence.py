@@ -239,7 +239,7 @@ def _look(
 
     thetas = jax.lax.map(lambda one: drawn(*one), (q.components, q.means, draws.words.keys()))
     flat = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), thetas)
-    losses, slopes = target.accumulate(_at_each, flat)
+    losses, slopes = target.accumulate(jax.tree_util.Partial(_at_each, flat), near)
 
     def rest(theta: PyTree) -> Float[Array, ""]:
         height = q.log_prob(theta)
@@ -273,7 +273,7 @@ _look_compiled = eqx.filter_jit(_look)
 
 
 def _at_each(
-    loss: Loss, draws: PyTree, batch: PyTree, index: Int[ArrayLike, ""]
+    draws: PyTree, loss: Loss, _: PyTree, batch: PyTree, index: Int[ArrayLike, ""]
 ) -> tuple[Float[Array, " S"], PyTree]:
     """Loss and gradient at every draw."""
     total = jax.value_and_grad(lambda theta: jnp.sum(loss(theta, batch)))

@@ -157,6 +157,7 @@ class _Space:
             columns = columns - self.vectors @ (self.vectors.T @ columns)
         basis, lengths, _ = np.linalg.svd(columns, full_matrices=False)
         new = basis[:, lengths > 1e-10]
+        new, _ = np.linalg.qr(new - self.vectors @ (self.vectors.T @ new))
         self.vectors = np.hstack([self.vectors, new])
         self.images = [
             np.hstack([image, np.asarray(_times(q, jnp.asarray(new, _dtype(q))), float)])
