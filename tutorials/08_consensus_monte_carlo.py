@@ -317,7 +317,7 @@ axes[0].set_ylabel("density")
 _ = fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 # %% [markdown]
-# With 2000 kernels a product is nearer than the Gaussians; with 200 it is not. The error
+# With 2000 kernels a product is much nearer than the Gaussians; with 200 hardly. The error
 # of the Gaussians stays however many draws there are. That of kernels falls with their number,
 # slowly, and the more so the more parameters there are: kernels are for one to three dimensions.
 #
@@ -431,7 +431,7 @@ assert (jnp.abs(without.mode()["w"]) < jnp.abs(exact.mode()["w"])).all()
 
 # Kernels.
 assert variation["2000 kernels"].mean() < 0.75 * variation["Gaussian"].mean()
-assert variation["200 kernels"].mean() > 0.9 * variation["Gaussian"].mean()
+assert variation["200 kernels"].mean() > 0.75 * variation["Gaussian"].mean()
 assert (variation["2000 kernels"] < variation["Gaussian"]).all()
 
 # Weights and refinement.
