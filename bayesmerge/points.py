@@ -5,7 +5,7 @@ They are defined where no factor has any precision, too: the product is there ce
 of the points, the limit of P_f + εI for ε → 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -53,7 +53,7 @@ def multiplied(
     shares: Float[Array, "*A M"],
     also: AbstractGaussian | None = None,
     power: Float[Array, "*A"] | None = None,
-    signed: bool = False,
+    signed: Collection[str] = (),
 ) -> Any:
     r"""$\prod_f \mathcal N(\theta_f, P_f^{-1})^{e_f}$, proper or not.
 
@@ -63,7 +63,7 @@ def multiplied(
     - `exponents`: e, (F,) or (A, F).
     - `shares`: of every point in the centre where nothing is known, (M,) or (A, M).
     - `also`, `power`: one more factor and its exponent.
-    - `signed`: whether precisions may be negative on the diagonal, as Hessians are.
+    - `signed`: names of the precisions that may be negative on the diagonal, as Hessians are.
 
     **Returns** the smallest Gaussian that holds all, a batch of A if the exponents are.
 
@@ -149,7 +149,7 @@ def _product(
             weighed = e[f] * precisions[j]
             precision = precision + weighed
             linear = linear + (weighed @ means[i] if full else weighed * means[i])
-            known = known + jnp.abs(e[f]) * precisions[j]
+            known = known + (jnp.abs(e[f]) * precisions[j] if full else jnp.abs(weighed))
         if also is not None and power is not None:
             gamma = power.astype(means[0].dtype)
             linear, precision = linear + gamma * also.linear, precision + gamma * also.precision
@@ -190,11 +190,11 @@ def _complete_matrix(product: Natural, known: Array, centre: Array) -> Natural:
     """Where a combination of entries is unknown to all, the product of Σe_fP_f and a weak
     Gaussian about `centre` along it: its mode is Λ⁺η + (I − Λ⁺Λ)c."""
     blank = jnp.diag(known) == 0
-    scale = jnp.sqrt(jnp.where(blank, 1, jnp.diag(known)))
+    scale = jnp.sqrt(jnp.where(blank, 1, jnp.abs(jnp.diag(known))))
     correlation = known / jnp.outer(scale, scale) + jnp.diag(blank.astype(known.dtype))
     size, eps = len(centre), float(jnp.finfo(centre.dtype).eps)
     values, vectors = eigh(correlation)
-    free = (values < 20 * size**0.5 * eps)[None, :]
+    free = (jnp.abs(values) < 20 * size**0.5 * eps)[None, :]
     along = vectors / scale[:, None] ** 2
     along = along / jnp.linalg.norm(along, axis=0)[None, :]
     along = jnp.where(free, eps ** (1 / 6) * scale[:, None] * along, 0)
@@ -217,11 +217,11 @@ def _checked(
     flags: list[_Sound],
     points: Sequence[Named],
     precisions: Sequence[Named],
-    signed: bool,
+    signed: Collection[str],
 ) -> Any:
     sound: _Sound = jax.tree.map(lambda *x: jnp.all(jnp.stack(x), axis=0), *flags)
-    if signed:
-        sound = sound._replace(positive=jnp.ones_like(sound.positive))
+    allowed = jnp.array([p.name in signed for p in precisions], bool)
+    sound = sound._replace(positive=sound.positive | allowed)
     message = "the models or precisions to merge hold NaN, infinite or negative values."
     if not is_concrete(sound):
         holds = jnp.all(jnp.stack([jnp.all(x) for x in sound]))

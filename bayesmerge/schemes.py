@@ -235,7 +235,8 @@ def task_removal(
     factors = [Factor(1, 0), Factor(0, 0), Factor(1, 1), Factor(0, 1), Factor(1, 2)]
     exponents = jnp.stack([alpha, -alpha, alpha, -alpha, jnp.ones_like(alpha)])
     shares = jnp.array([0.0, 1.0])
-    return multiplied(points, precisions, factors, exponents, shares, signed=True)
+    signed = ("curvature", "remaining_precision")
+    return multiplied(points, precisions, factors, exponents, shares, signed=signed)
 
 
 def _points(params: Any) -> tuple[tuple[str, ...], list[Named]]:
@@ -297,7 +298,8 @@ def _matched(
     factors = [Factor(t, t) for t in range(base)] + [Factor(t, base) for t in range(base + 1)]
     exponents = jnp.concatenate([alpha, _with_gamma(alpha)], axis=-1)
     shares = jnp.zeros((*alpha.shape[:-1], base + 1)).at[..., -1].set(1)
-    return multiplied(points, precisions, factors, exponents, shares, signed=True)
+    signed = [p.name for p in precisions[:-1]]
+    return multiplied(points, precisions, factors, exponents, shares, signed=signed)
 
 
 def _feasible(merge: Any, alpha: Float[Array, "*A T"], prior: Any = None) -> AbstractGaussian:
