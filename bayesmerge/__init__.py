@@ -5,6 +5,8 @@ from typing import Any
 from bayesmerge.diagnostics import diagnose
 from bayesmerge.families import (
     Beta,
+    BlockGaussian,
+    Blocks,
     DiagonalGaussian,
     Dirichlet,
     FullGaussian,
@@ -42,6 +44,8 @@ from bayesmerge.schemes import (
 
 __all__ = [
     "Beta",
+    "BlockGaussian",
+    "Blocks",
     "ConvergenceWarning",
     "DiagonalGaussian",
     "Dirichlet",

@@ -83,7 +83,7 @@ def demo(spacing: float = 0.05, progress: bool = True) -> list[Column]:
         options: dict[str, Any] = {"structure": structure, "towards": towards}
         return {t: laplace(target, prior, **options) for t, target in targets.items()}
 
-    kinds: list[tuple[str, Structure, PyTree | None]] = [(s, s, None) for s in STRUCTURES]
+    kinds: list[tuple[str, Structure, PyTree | None]] = [(str(s), s, None) for s in STRUCTURES]
     columns = []
     for name, structure, towards in [*kinds, (TOWARDS, "full", zero)]:
         posteriors, fit_seconds = _timed(functools.partial(fit, structure, towards))

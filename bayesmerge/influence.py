@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import tell
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.show import number, safely, table
+from bayesmerge.families.trees import tree_dot
 from bayesmerge.fit.curvature import Kind
 from bayesmerge.fit.target import Target
 from bayesmerge.removal import (

@@ -15,7 +15,6 @@ from jaxtyping import Array, Float
 
 from bayesmerge.families.base import AbstractExponentialFamily, AbstractPosterior
 from bayesmerge.families.checks import all_finite, is_concrete, require, require_finite, smallest
-from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.tilted import likelihood_factor, product, tilt
@@ -206,8 +205,8 @@ def remove(posterior: Q, part: Any, weight: float = 1.0) -> Q:
       then it is (q_t / p_0)^α_t.
     - `weight`: how much of it to remove; 1 removes all.
 
-    **Returns** the quotient; improper, and an error when asked for its mode, if more is taken away
-    than there was.
+    **Returns** the quotient; improper, and an error when asked for its mode, if it subtracts more
+    precision than the posterior has.
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
@@ -345,14 +344,14 @@ def require_feasible(
     shown = [float(f"{a:.6g}") for a in first.tolist()]
     which = f"weights {shown}" + (f" (row {row})" if alpha.ndim == 2 else "")
     raise ValueError(
-        f"{which} take away more than there is: the merged posterior is improper, "
+        f"{which} subtract more than the posteriors have: the merged posterior is improper, "
         f"{_smallest(again(first))}. {_remedy(again, first, prior)}"
     )
 
 
 def _smallest(merged: Any) -> str:
     if isinstance(merged, AbstractGaussian):
-        kind = "eigenvalue" if isinstance(merged, FullGaussian) else "entry"
+        kind = "entry" if merged.precision.structure.is_entrywise else "eigenvalue"
         least = float(jnp.min(merged.smallest_precision()))
         return f"the smallest {kind} of its precision is {least:.6g}"
     return f"its smallest natural parameter is {smallest(merged).item():.6g}"

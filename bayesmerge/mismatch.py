@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import require, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import as_arrays
 from bayesmerge.families.show import safely, table
+from bayesmerge.families.trees import tree_dot
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.merging import combined, merge

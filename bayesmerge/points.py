@@ -5,6 +5,7 @@ They are defined where no factor has any precision, too: the product is there ce
 of the points, the limit of P_f + εI for ε → 0.
 """
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -16,11 +17,18 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from bayesmerge.arrays import as_array, require_same_rows
 from bayesmerge.families.checks import is_concrete, require, require_finite
-from bayesmerge.families.diagonal import DiagonalGaussian
-from bayesmerge.families.full import FullGaussian
-from bayesmerge.families.gaussian import AbstractGaussian
-from bayesmerge.families.isotropic import IsotropicGaussian
+from bayesmerge.families.gaussian import AbstractGaussian, gaussian
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.precision import (
+    AbstractStructure,
+    DensePrecision,
+    Diagonal,
+    DiagonalPrecision,
+    Full,
+    Isotropic,
+    ScalarPrecision,
+    join,
+)
 from bayesmerge.linear_algebra import eigh
 
 
@@ -79,22 +87,23 @@ def multiplied(
         alike = [p for p in precisions if len(jax.tree.leaves(p.value)) == len(layout.names)]
         require_same_rows([(p.name + leaf, jax.tree.leaves(p.value)[i]) for p in (*points, *alike)])
     precisions = [_opened(precision) for precision in precisions]
-    kinds = [_family(precision, layout) for precision in precisions]
-    family: Any = max([*kinds, *([] if also is None else [type(also)])], key=lambda f: f.breadth)
+    kinds = [_structure(precision, layout) for precision in precisions]
+    own = [] if also is None else [also.precision.structure]
+    entries = functools.reduce(join, [*kinds, *own])
     which = tuple(factors)
     if also is not None:
         also.layout.require_same(layout, f"the prior and {points[0].name}")
-    if family is FullGaussian:
+    if not entries.is_entrywise:
         thetas = [layout.ravel(_as_jax(point.value)) for point in points]
         matrices = [_matrix(precision.value, layout) for precision in precisions]
         extra = None if also is None else _natural_matrix(also, layout)
         found, sound = _product(thetas, matrices, which, exponents, shares, extra, power, True)
         linear: Any = _unravelled(layout, found.linear)
-        merged: Any = FullGaussian(linear=linear, precision=found.precision, layout=layout)
+        merged: Any = gaussian(linear, DensePrecision(found.precision, layout))
         return _checked(merged, [sound], points, precisions, signed)
     leaves = [jax.tree.leaves(point.value) for point in points]
     stiffness = [
-        jax.tree.leaves(p.value) if kind is DiagonalGaussian else [p.value] * len(layout.names)
+        jax.tree.leaves(p.value) if kind == Diagonal() else [p.value] * len(layout.names)
         for p, kind in zip(precisions, kinds, strict=True)
     ]
     products, flags = [], []
@@ -109,14 +118,14 @@ def multiplied(
         flags.append(sound)
     unflatten = lambda x: jax.tree.unflatten(layout.structure, x)  # noqa: E731
     linear = unflatten([p.linear for p in products])
-    if family is DiagonalGaussian:
+    if entries == Diagonal():
         shaped = [
             jnp.broadcast_to(_column(p.precision, p.linear), p.linear.shape) for p in products
         ]
-        merged = DiagonalGaussian(linear=linear, precision=unflatten(shaped), layout=layout)
+        merged = gaussian(linear, DiagonalPrecision(unflatten(shaped), layout))
     else:
         tau = products[0].precision.astype(jnp.result_type(*layout.dtypes))
-        merged = IsotropicGaussian(linear=linear, precision=tau, layout=layout)
+        merged = gaussian(linear, ScalarPrecision(tau, layout))
     return _checked(merged, flags, points, precisions, signed)
 
 
@@ -262,20 +271,20 @@ def not_negative(precision: Named) -> None:
             )
 
 
-def _family(precision: Named, layout: Layout) -> Any:
+def _structure(precision: Named, layout: Layout) -> AbstractStructure:
     """Isotropic for a scalar, full for a matrix (P, P), or diagonal."""
     value = precision.value
     shape = jnp.shape(value) if jax.tree_util.all_leaves([value]) else None
     if shape == ():
-        return IsotropicGaussian
+        return Isotropic()
     if shape == (layout.size, layout.size):
-        return FullGaussian
+        return Full()
     if jax.tree.structure(value) == layout.structure:
         shapes = tuple(jnp.shape(x) for x in jax.tree.leaves(value))
         if shapes == layout.shapes:
-            return DiagonalGaussian
+            return Diagonal()
     layout.require_same(Layout.of(value, precision.name), f"the parameters and {precision.name}")
-    return DiagonalGaussian
+    return Diagonal()
 
 
 def _opened(precision: Named) -> Named:
@@ -291,21 +300,16 @@ def _matrix(value: Any, layout: Layout) -> Float[Array, "P P"]:
     value = jnp.asarray(value, dtype)
     if value.shape == ():
         return value * jnp.eye(layout.size, dtype=dtype)
-    zero = layout.unravel(jnp.zeros(layout.size, dtype))
-    return FullGaussian.from_natural_parameters(zero, value).precision
+    return Full().of(value, layout).value
 
 
 def _natural_matrix(q: AbstractGaussian, layout: Layout) -> Natural:
-    while q.breadth < FullGaussian.breadth:
-        q = q.widen()
-    return Natural(layout.ravel(q.linear), q.precision)
+    return Natural(layout.ravel(q.linear), q.precision.dense())
 
 
-def _natural_leaf(q: AbstractGaussian, i: int) -> Natural:
-    precision = jax.tree.leaves(q.precision)
+def _natural_leaf(q: Any, i: int) -> Natural:
     linear = jax.tree.leaves(q.linear)[i]
-    tau = precision[0] if isinstance(q, IsotropicGaussian) else precision[i]
-    return Natural(linear, tau.astype(linear.dtype))
+    return Natural(linear, q.precision.of_leaf(i).astype(linear.dtype))
 
 
 def _unravelled(layout: Layout, linear: Float[Array, "*A P"]) -> PyTree:

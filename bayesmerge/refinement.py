@@ -10,18 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import ConvergenceWarning, require, require_finite
-from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.layout import as_arrays
+from bayesmerge.families.precision import Full, Structure, as_structure
+from bayesmerge.families.trees import tree_dot
 from bayesmerge.fit.absorb import absorb, shared_prior
 from bayesmerge.fit.abstract_target import AbstractTarget
-from bayesmerge.fit.curvature import Kind, Structure
+from bayesmerge.fit.curvature import Kind
 from bayesmerge.fit.expand import expand
 from bayesmerge.fit.optimise import Objective, require_kinds, search
 from bayesmerge.fit.target import JointTarget
 from bayesmerge.fit.tilted import Tilted, product
-from bayesmerge.linear_algebra import eigh
 from bayesmerge.origins import Origin, prior_of, remember
 from bayesmerge.tasks import as_weights, named
 
@@ -199,8 +198,9 @@ def _unconverged(steps: int, length: float, part: float, structure: Structure) -
         if part > 0
         else ", of which nothing was taken, since any part of it raises the joint objective"
     )  # fmt: skip
-    wider = "" if structure == "full" or part == 1 else (
-        f", or structure='full': {structure} curvature does not see correlations, and its steps "
+    entries = as_structure(structure)
+    wider = "" if isinstance(entries, Full) or part == 1 else (
+        f", or structure='full': {entries.name} curvature does not see correlations, and its steps "
         "go too far"
     )  # fmt: skip
     return (
@@ -215,17 +215,7 @@ def _uphill(gaussian: Any, theta: PyTree) -> PyTree:
     score = jax.tree.map(jnp.subtract, gaussian.linear, gaussian.multiply(theta))
     if bool(gaussian.is_proper()):
         return gaussian.solve(score)
-    if isinstance(gaussian, FullGaussian):
-        values, vectors = eigh(gaussian.precision)
-        values = _away_from_zero(jnp.abs(values))
-        along = vectors.T @ gaussian.layout.ravel(score)
-        return gaussian.layout.unravel(vectors @ (along / values))
-    stiffness = jax.tree.map(lambda x: _away_from_zero(jnp.abs(x)), gaussian.precision)
-    return eqx.tree_at(lambda q: q.precision, gaussian, stiffness).solve(score)
-
-
-def _away_from_zero(values: Array) -> Array:
-    return jnp.maximum(values, jnp.finfo(values.dtype).eps ** 0.5 * jnp.max(values))
+    return gaussian.precision.absolute().factor().solve(score)
 
 
 def _length(gaussian: Any, step: PyTree) -> Float[Array, ""]:

@@ -29,6 +29,7 @@ from bayesmerge.families.checks import (
 from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
+from bayesmerge.families.precision import DensePrecision, Full
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.conjugate_gradients import diagonal_of, solved
 from bayesmerge.fit.curvature import Kind, curvature_product, curvature_rows, require_known
@@ -221,8 +222,8 @@ def posterior_at(
 ) -> FullGaussian:
     """A Gaussian of precision H̄ = H + H_0."""
     H = curvature_of(target, params, kind)
-    factor = FullGaussian(linear=params, precision=H, layout=Layout.of(params))
-    return factor if prior is None else factor * prior
+    factor = FullGaussian(params, DensePrecision(H, Layout.of(params)))
+    return factor if prior is None else factor * prior.structured(Full())
 
 
 def _added(params: PyTree, layout: Layout, step: Float[Array, " P"]) -> PyTree:
@@ -238,7 +239,7 @@ class _Factor(eqx.Module):
 
     def __init__(self, target: Target, prior: AbstractGaussian | None, params: PyTree, kind: Kind):
         layout = Layout.of(params)
-        self.precision = posterior_at(target, prior, params, kind).precision
+        self.precision = posterior_at(target, prior, params, kind).precision.value
         self.lower = cholesky(self.precision)
         gradient = layout.ravel(Objective(target, prior).value_and_gradient(params)[1])
         self.distance = jnp.sqrt(gradient @ self.solve(gradient) / layout.size)
@@ -416,7 +417,7 @@ def require_determined(
         if Layout.of(fit.params).size > NAMED_UP_TO:
             return f"{some} Remove fewer rows, leave parameters out, or use a stronger prior."
         target, prior, params, kind = fit.target, fit.prior, fit.params, fit.kind
-        precision = posterior_at(target, prior, params, kind).precision
+        precision = posterior_at(target, prior, params, kind).precision.value
         whole = _is_determined(precision)
         if whole and fit.method == "newton":
             gone = curvature_of(_subset(target, groups[bad[0]]), params, kind)

@@ -275,7 +275,7 @@ def _with_precisionNamed(points: list[Named], exponents: Float[Array, "*A F"]) -
     """N(Σe_fθ_f, I)."""
     factors = [Factor(i, 0) for i in range(len(points))]
     merged = multiplied(points, [ONE], factors, exponents, jnp.zeros_like(exponents))
-    return eqx.tree_at(lambda q: q.precision, merged, jnp.ones_like(merged.precision))
+    return eqx.tree_at(lambda q: q.precision.value, merged, jnp.ones_like(merged.precision.value))
 
 
 def _weighted(

@@ -113,8 +113,7 @@ POSTERIORS: dict[str, Callable[[Tasks, argparse.Namespace], dict[str, Any]]] = {
 
 def _wide(problem: Tasks, structure: Structure) -> Any:
     """The prior as a Gaussian of this structure."""
-    diagonal = problem.prior.widen()
-    return {"isotropic": problem.prior, "diagonal": diagonal, "full": diagonal.widen()}[structure]
+    return problem.prior.structured(structure)
 
 
 def _fitted(setting: str, name: str, problem: Tasks, options: argparse.Namespace) -> dict[str, Any]:

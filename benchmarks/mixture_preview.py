@@ -121,7 +121,7 @@ def main() -> None:
     plain = [
         {
             "means": np.asarray(q.means),
-            "precision": np.asarray(q.components.precision),
+            "precision": np.asarray(q.components.precision.value),
             "heights": np.asarray(q.heights),
             "log_weights": np.asarray(q.log_weights),
         }

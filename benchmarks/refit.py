@@ -101,7 +101,7 @@ def main() -> None:
     posteriors = mapped(stacked)
     print("largest difference from bare Newton")
     print(f"{'mode':32}{jnp.max(jnp.abs(posteriors.mode() - modes)):10.1e}")
-    print(f"{'precision':32}{jnp.max(jnp.abs(posteriors.precision - precisions)):10.1e}")
+    print(f"{'precision':32}{jnp.max(jnp.abs(posteriors.precision.value - precisions)):10.1e}")
 
 
 if __name__ == "__main__":

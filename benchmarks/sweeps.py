@@ -48,7 +48,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     rows = [int(np.argmax(found.error)), *rng.choice(len(weights), options.checked, replace=False)]
     linear = np.stack([np.asarray(q.layout.ravel(q.linear)) for q in posteriors.values()])
-    precisions = [np.asarray(q.precision) for q in posteriors.values()]
+    precisions = [np.asarray(q.precision.value) for q in posteriors.values()]
     each, ratios = [], []
     for row in rows:
         start = time.perf_counter()

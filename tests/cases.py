@@ -61,6 +61,13 @@ FAMILIES = [
         tree,
     ),
     Case(
+        "blocks",
+        lambda rng: bm.BlockGaussian.from_mean_precision(
+            tree(rng), [precision_matrix(rng, 1), precision_matrix(rng, 4)]
+        ),
+        tree,
+    ),
+    Case(
         "beta",
         lambda rng: bm.Beta.from_concentrations(
             plus_one(positive_tree(rng)), plus_one(positive_tree(rng))
@@ -113,6 +120,11 @@ SCIPY = [
     ScipyCase(
         "full",
         lambda: bm.FullGaussian.from_mean_precision(jnp.array(MEAN), jnp.array(MATRIX)),
+        scipy.stats.multivariate_normal(MEAN, np.linalg.inv(MATRIX)),
+    ),
+    ScipyCase(
+        "blocks",
+        lambda: bm.BlockGaussian.from_mean_precision(jnp.array(MEAN), [jnp.array(MATRIX)]),
         scipy.stats.multivariate_normal(MEAN, np.linalg.inv(MATRIX)),
     ),
     ScipyCase("beta", lambda: bm.Beta.from_concentrations(2.5, 4.0), scipy.stats.beta(2.5, 4.0)),

@@ -124,7 +124,7 @@ def test_keys_are_read_as_python(file):
     with safe_open(file, framework="numpy") as opened:
         assert set(opened.keys()) == {
             'posteriors["a"].linear["w"]',
-            'posteriors["a"].precision',
+            'posteriors["a"].precision.value',
         }
 
 

@@ -113,7 +113,7 @@ def test_shards_of_dictionaries_merge():
     for name, total, count in (("north", 8, 2), ("south", 4, 1)):
         q = posteriors[name]
         np.testing.assert_allclose(q.mode()["rate"], np.log((2 + total) / (1 + count)), rtol=1e-9)
-        np.testing.assert_allclose(q.precision, [[2.0 + total]], rtol=1e-9)
+        np.testing.assert_allclose(q.precision.value, [[2.0 + total]], rtol=1e-9)
     np.testing.assert_allclose(refined.mode()["rate"], np.log(14 / 4), rtol=1e-9)
     joint = bm.JointTarget(targets, ones)
     theta = {"rate": jnp.array(0.3)}

@@ -143,7 +143,7 @@ def test_von_says_when_it_stops_short():
     with pytest.warns(bm.ConvergenceWarning, match=f"after 3 steps.*{SHORT}.*more num_steps"):
         von(start=far, step_size=0.05, num_steps=3)
     best = von()
-    wide = bm.FullGaussian.from_mean_precision(best.mean(), 0.2 * best.precision)
+    wide = bm.FullGaussian.from_mean_precision(best.mean(), 0.2 * best.precision.value)
     with pytest.warns(bm.ConvergenceWarning, match="% to go"):
         von(start=wide, step_size=0.02, num_steps=4, num_samples=64)
 
@@ -201,7 +201,9 @@ def test_any_method_fits_shards():
     }
     together = fit_shards(shards, lambda s: bm.von(s, **one))
     for name, q in together.items():
-        np.testing.assert_allclose(q.precision, bm.von(shards[name], **one).precision, rtol=1e-12)
+        np.testing.assert_allclose(
+            q.precision.value, bm.von(shards[name], **one).precision.value, rtol=1e-12
+        )
 
     def own(s):
         return {"positive": float(jnp.mean(s.data[1])), "kind": "mean"}
@@ -375,7 +377,7 @@ def test_posteriors_that_are_not_at_a_mode_are_told():
     assert "centred elsewhere" not in text
     shifted = {
         n: bm.FullGaussian.from_mean_precision(
-            jax.tree.map(lambda m, v: m + jnp.sqrt(v), q.mode(), q.variance()), q.precision
+            jax.tree.map(lambda m, v: m + jnp.sqrt(v), q.mode(), q.variance()), q.precision.value
         )
         for n, q in laplace.items()
     }

@@ -15,6 +15,7 @@ from cases import FAMILIES
 from matplotlib.text import Text
 
 import bayesmerge as bm
+from bayesmerge.families import DensePrecision
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.special import excess, log_ratio, sum_of_others
 from bayesmerge.previews.pictures.text import artist_label, wrapped
@@ -270,7 +271,7 @@ def test_larger_trees_are_tables_and_long_ones_are_cut():
 def test_nothing_is_factorised_to_print_a_large_matrix(monkeypatch):
     size = 1001
     layout = Layout.of(jnp.ones(size))
-    q = bm.FullGaussian(linear=jnp.ones(size), precision=jnp.eye(size), layout=layout)
+    q = bm.FullGaussian(jnp.ones(size), DensePrecision(jnp.eye(size), layout))
     monkeypatch.setattr(np.linalg, "cholesky", lambda _: pytest.fail("factorised"))
     assert "mean and sd are not printed of more than 1000 parameters: linear 1, 1" in repr(q)
 

@@ -85,7 +85,7 @@ def test_noise_has_the_scale_of_the_posterior():
     assert noise.dtype == jnp.float32
     assert float(noise.std()) == pytest.approx((50 * 3.5) ** -0.5, rel=0.01)
     q = ivon_posterior(params, state)
-    np.testing.assert_allclose(q.precision["w"], 175.0, rtol=1e-6)
+    np.testing.assert_allclose(q.precision.value["w"], 175.0, rtol=1e-6)
     np.testing.assert_allclose(q.mode()["w"], 1.0, rtol=1e-6)
     several = ivon_noise(key(1), params, state, num_samples=3)["w"]
     assert several.shape == (3, 200, 300)
@@ -292,7 +292,7 @@ def test_ivon_finds_the_posterior_of_linear_regression(options, spread, spread_o
         **options,
     )
     assert np.sqrt(np.mean((q.mean() - mean) ** 2 * precision)) < 0.1
-    ratios = np.asarray(q.precision) / precision
+    ratios = np.asarray(q.precision.value) / precision
     assert np.abs(ratios - 1).max() < 4 * spread
     assert abs(ratios.mean() - 1) < 4 * spread_of_average
 
@@ -304,7 +304,7 @@ def test_fine_tuning_starts_from_a_posterior():
     q = bm.ivon(
         target, key=key(), num_steps=5, start=pretrained, learning_rate=1e-3, progress=False
     )
-    np.testing.assert_allclose(q.precision, precision, rtol=1e-3)
+    np.testing.assert_allclose(q.precision.value, precision, rtol=1e-3)
     np.testing.assert_allclose(q.mean(), mean, atol=5e-3)
 
 
@@ -367,7 +367,7 @@ def test_starts_of_other_kinds_are_widened_or_refused():
     prior = bm.IsotropicGaussian.from_mean_precision(jnp.zeros(10), 2.0)
     with pytest.warns(bm.ConvergenceWarning, match="after 2 steps"):
         q = bm.ivon(target, prior, key=key(), num_steps=2, start=prior, progress=False)
-    assert q.precision.shape == (10,)
+    assert q.precision.value.shape == (10,)
     full = bm.FullGaussian.from_mean_precision(jnp.zeros(10), jnp.eye(10))
     with pytest.raises(TypeError, match="start is a FullGaussian"):
         bm.ivon(target, prior, key=key(), num_steps=2, start=full, progress=False)

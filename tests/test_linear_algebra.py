@@ -111,7 +111,9 @@ def gaussians():
         lambda q: q.sample(jax.random.key(0), (3,)),
         lambda q: bm.Mixture(jnp.ones(4), q).mean(),
         lambda q: jax.vmap(lambda p, b: p.solve(b))(q, jnp.asarray(SIDES[:, :, 0])),
-        lambda q: jax.vmap(lambda A: jax.hessian(lambda x: cholesky(x).sum())(A))(q.precision),
+        lambda q: jax.vmap(lambda A: jax.hessian(lambda x: cholesky(x).sum())(A))(
+            q.precision.value
+        ),
     ],
     ids=["marginals", "divergences", "draws", "mixture", "solves", "hessians"],
 )

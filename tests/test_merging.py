@@ -188,7 +188,7 @@ def test_float32_is_finite_and_within_its_precision():
     delta = 0.1
     condition = np.linalg.cond(x.T @ x + delta * np.eye(10))
     merged = merged_ridge(x, y, delta, jnp.float32)
-    assert merged.precision.dtype == jnp.float32
+    assert merged.precision.value.dtype == jnp.float32
     exact = exact_ridge(x, y, delta)
     assert_close(merged.mode(), exact, condition * np.finfo(np.float32).eps)
     x, y = longley()
@@ -221,9 +221,9 @@ def test_structures_promote_to_the_wider_one():
     assert type(iso * diag) is type(diag / iso) is bm.DiagonalGaussian
     assert type(iso * full) is type(full * diag) is bm.FullGaussian
     expected = matrix + 2 * np.eye(5)
-    np.testing.assert_allclose((iso * full).precision, expected, rtol=1e-13)
+    np.testing.assert_allclose((iso * full).precision.value, expected, rtol=1e-13)
     expected = matrix + np.diag(np.concatenate([diagonal["a"], diagonal["b"]]))
-    np.testing.assert_allclose((full * diag).precision, expected, rtol=1e-13)
+    np.testing.assert_allclose((full * diag).precision.value, expected, rtol=1e-13)
     for theta in ({"a": jnp.ones(2), "b": jnp.zeros(3)}, mean):
         added = iso.log_density(theta) + diag.log_density(theta) + full.log_density(theta)
         np.testing.assert_allclose((iso * diag * full).log_density(theta), added, rtol=1e-12)

@@ -163,7 +163,7 @@ def test_mixtures_say_what_is_wrong():
     q = gaussians(0, 2)
     with pytest.raises(ValueError, match="Factor 1 is a Mixture with exponent -1"):
         q / q
-    with pytest.raises(ValueError, match="exponents take away more than there is"):
+    with pytest.raises(ValueError, match="exponents subtract more than the posteriors have"):
         (q / bm.IsotropicGaussian.from_mean_precision(jnp.zeros(2), 1e4)).mode()
     with pytest.raises(ValueError, match=r"exponents have shape \(1,\)"):
         bm.Product([q, q], np.ones(1))

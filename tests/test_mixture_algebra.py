@@ -71,16 +71,16 @@ def test_the_curvature_at_a_mode_is_the_second_derivative():
     for theta in product.maxima().distinct().params:
         hessian = -jax.hessian(product.log_density)(theta)
         q = product.laplace(theta)
-        np.testing.assert_allclose(q.precision, hessian, atol=1e-11)
+        np.testing.assert_allclose(q.precision.value, hessian, atol=1e-11)
         np.testing.assert_allclose(q.mode(), theta, atol=1e-11)
         narrow = product.laplace(theta, structure="diagonal")
-        np.testing.assert_allclose(narrow.precision, jnp.diag(hessian), atol=1e-11)
+        np.testing.assert_allclose(narrow.precision.value, jnp.diag(hessian), atol=1e-11)
     make = jax.vmap(bm.DiagonalGaussian.from_mean_precision)
     apart = bm.Mixture([0.5, 0.5], make(jnp.array([[-2.0, 0.0], [2.0, 0.0]]), jnp.ones((2, 2))))
     assert isinstance((apart**0.5).laplace(), bm.DiagonalGaussian)
     hessian = -jax.hessian(apart.log_density)(apart.mode())
     found = (apart**1.0).laplace(structure="full")
-    np.testing.assert_allclose(found.precision, hessian, atol=1e-7)
+    np.testing.assert_allclose(found.precision.value, hessian, atol=1e-7)
     with pytest.raises(ValueError, match="so these are no maximum"):
         (apart**1.0).laplace(jnp.zeros(2))
     coins = bm.Mixture([1.0], [bm.Beta.from_concentrations(3.0, 3.0)]) ** 1.0
@@ -121,7 +121,9 @@ def test_reducing_keeps_moments_and_merges_the_nearest_first(seed):
     assert small.num_components == 3
     np.testing.assert_allclose(small.mean(), q.mean(), atol=1e-9)
     np.testing.assert_allclose(small.variance(), q.variance(), rtol=1e-9)
-    np.testing.assert_allclose(q.reduce(1).components.precision[0], q.collapse().precision)
+    np.testing.assert_allclose(
+        q.reduce(1).components.precision.value[0], q.collapse().precision.value
+    )
     assert q.reduce(6) is q
     costs = {}
     weights = np.asarray(q.weights)

@@ -116,8 +116,8 @@ def test_a_model_with_scan():
     np.testing.assert_allclose(total, energy, rtol=1e-12)
     walk = np.linalg.inv(np.minimum.outer(np.arange(1, 5), np.arange(1, 5)))
     assert isinstance(target.prior, bm.FullGaussian)
-    np.testing.assert_allclose(target.prior.precision[4:, 4:], walk, atol=1e-12)
-    np.testing.assert_allclose(target.prior.precision[:4, :4], 4 * np.eye(4), atol=1e-12)
+    np.testing.assert_allclose(target.prior.precision.value[4:, 4:], walk, atol=1e-12)
+    np.testing.assert_allclose(target.prior.precision.value[:4, :4], 4 * np.eye(4), atol=1e-12)
 
 
 def masked(y, seen):
@@ -174,7 +174,7 @@ def test_correlated_gaussian_densities_are_recognised():
     normal = dist.MultivariateNormal(jnp.arange(3.0), precision_matrix=precision)
     found = gaussian_of(lambda t: normal.log_prob(jnp.append(t["a"], t["b"])), scalar_and_vector())
     assert isinstance(found, bm.FullGaussian)
-    np.testing.assert_allclose(found.precision, precision, atol=1e-12)
+    np.testing.assert_allclose(found.precision.value, precision, atol=1e-12)
     mode = np.append(found.mode()["a"], found.mode()["b"])
     np.testing.assert_allclose(mode, np.arange(3.0), atol=1e-15)
 
@@ -247,8 +247,8 @@ def test_laplace_factor_is_the_posterior_without_the_prior():
     factor = bm.laplace(target, include_prior=False)
     again = bm.fit.likelihood_factor(bm.laplace(target), target.prior)
     p = jax.nn.sigmoid(bm.laplace(target).mode()["p"])
-    np.testing.assert_allclose(factor.precision, [[3 * p * (1 - p)]], rtol=1e-9)
-    np.testing.assert_allclose(factor.precision, again.precision, rtol=1e-9)
+    np.testing.assert_allclose(factor.precision.value, [[3 * p * (1 - p)]], rtol=1e-9)
+    np.testing.assert_allclose(factor.precision.value, again.precision.value, rtol=1e-9)
 
 
 def test_variational_posteriors_with_an_exact_prior():
@@ -296,7 +296,7 @@ def test_posterior_becomes_the_prior_of_the_next_model(name):
         np.testing.assert_allclose(again.log_prior(at), q.log_prob(at), rtol=1e-9)
         np.testing.assert_allclose(again.log_likelihood(at), model.log_likelihood(at), rtol=1e-12)
     back = again.gaussian_prior()
-    np.testing.assert_allclose(back.precision, q.precision, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(back.precision.value, q.precision.value, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(
         model.layout.ravel(back.mode()), model.layout.ravel(theta), rtol=1e-8, atol=1e-9
     )
@@ -319,11 +319,11 @@ def scaled(y):
 def test_a_replaced_prior_is_not_scaled_and_names_do_not_matter():
     q = bm.FullGaussian.from_mean_precision({"mean": jnp.array(0.5)}, 4 * jnp.eye(1))
     target = bm.Target.from_numpyro(replace_prior(scaled, q), jnp.array([1.0, 2.0]))
-    np.testing.assert_allclose(target.prior.precision["mean"], 4.0)
+    np.testing.assert_allclose(target.prior.precision.value["mean"], 4.0)
     total = -stats.norm.logpdf([1.0, 2.0], 0.3).sum()
     np.testing.assert_allclose(target.total({"mean": jnp.array(0.3)}), total)
     plain = bm.Target.from_numpyro(scaled, jnp.array([1.0, 2.0]))
-    np.testing.assert_allclose(plain.prior.precision["mean"], 10.0)
+    np.testing.assert_allclose(plain.prior.precision.value["mean"], 10.0)
 
 
 def test_updating_in_turn_is_fitting_at_once():
@@ -335,7 +335,7 @@ def test_updating_in_turn_is_fitting_at_once():
     both = [np.concatenate(pair) for pair in zip(*parts[:2], strict=True)]
     once = bm.laplace(bm.Target.from_numpyro(example.model, *both))
     np.testing.assert_allclose(posterior.mode()["beta"], once.mode()["beta"], rtol=1e-9)
-    np.testing.assert_allclose(posterior.precision, once.precision, rtol=1e-9)
+    np.testing.assert_allclose(posterior.precision.value, once.precision.value, rtol=1e-9)
 
 
 def counts(y, prior):
@@ -353,7 +353,7 @@ def test_conjugate_posteriors_make_the_round_trip():
     target = bm.Target.from_numpyro(counts, jnp.array([4, 2]), to_numpyro(posterior))
     q = bm.laplace(target)
     np.testing.assert_allclose(jnp.exp(q.mode()["rate"]), (2 + 7 + 6) / (1 + 3 + 2), rtol=1e-9)
-    np.testing.assert_allclose(q.precision, [[2.0 + 7 + 6]], rtol=1e-9)
+    np.testing.assert_allclose(q.precision.value, [[2.0 + 7 + 6]], rtol=1e-9)
 
 
 def test_factors_of_other_shards_under_the_exact_prior():
@@ -501,7 +501,7 @@ def test_laplace_guide():
     handlers.seed(guide, 0)(y)
     q = bm.laplace(target)
     ours = target.model.from_guide(guide, {"auto_loc": q.mode()["p"][None]})
-    np.testing.assert_allclose(ours.precision, q.precision, rtol=1e-8)
+    np.testing.assert_allclose(ours.precision.value, q.precision.value, rtol=1e-8)
 
 
 def test_draws_of_mcmc_become_posteriors():
@@ -615,7 +615,7 @@ def test_a_target_can_be_the_prior_of_another():
     theta = q.mode()
     np.testing.assert_allclose(2 * theta - 5 + 2 * theta / (1 + theta**2), 0, atol=1e-9)
     curvature = 2 + 2 * (1 - theta**2) / (1 + theta**2) ** 2
-    np.testing.assert_allclose(q.precision, [[curvature]], rtol=1e-9)
+    np.testing.assert_allclose(q.precision.value, [[curvature]], rtol=1e-9)
 
 
 def discrete(y):

@@ -381,7 +381,7 @@ def test_spreads_are_of_the_merged_posterior(compiled):
         progress=False,
     )
     for row, alpha in enumerate(WEIGHTS[30:34]):
-        precision = bm.merge(posteriors, alpha).precision
+        precision = bm.merge(posteriors, alpha).precision.value
         sd = np.sqrt(slope @ np.linalg.solve(precision, slope))
         np.testing.assert_allclose(seen.details["spread of up"][row], sd, rtol=0.1)
         np.testing.assert_allclose(seen.details["spread of down"][row], sd / 2, rtol=0.1)

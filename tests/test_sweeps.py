@@ -235,7 +235,7 @@ def test_the_mismatch_is_the_gradient_in_standard_deviations():
         merged = bm.merge(posteriors, alpha, prior)
         _, slope = bm.JointTarget(targets, alpha).value_and_gradient(merged.mode())
         slope = np.ravel(slope + prior.multiply(merged.mode()))
-        length = np.sqrt(slope @ np.linalg.solve(merged.precision, slope) / slope.size)
+        length = np.sqrt(slope @ np.linalg.solve(merged.precision.value, slope) / slope.size)
         np.testing.assert_allclose(mismatch, length, rtol=1e-9)
     assert (seen.details["gradients"] == 1).all()
 

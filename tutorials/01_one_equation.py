@@ -168,7 +168,7 @@ by_hand = (-1 * 1 * 0 + 5 * (8 / 5) + 3 * (-2 / 3)) / (-1 * 1 + 5 + 3)
 six_readings = (4 * 2 + 2 * (-1)) / (1 + 4 + 2)
 as_printed = bm.hessian_weighted(theta, H, ones).mode()
 
-print(f"merged mean             {gaussian.mode():.6f}   precision {gaussian.precision:.1f}")
+print(f"merged mean             {gaussian.mode():.6f}   precision {gaussian.precision.value:.1f}")
 print(f"FP-10 with γ, by hand   {by_hand:.6f}")
 print(f"all six readings        {six_readings:.6f}")
 print(f"FP-10 as printed        {as_printed:.6f}   (prior counted twice)")
@@ -420,7 +420,7 @@ for (name, space), mean in means.items():
 trials = merged.successes + merged.failures
 forms = {
     "length": (
-        lambda x: 0.5 * gaussian.precision * x**2,
+        lambda x: 0.5 * gaussian.precision.value * x**2,
         gaussian.linear,
         gaussian.mode(),
     ),

@@ -167,7 +167,7 @@ print(f"α = (0.2, 1.7, 0.9), difference from joint training   {uneven_error:.1e
 # - *Full Hessian*: nothing is left out. This is GM-10.
 
 # %%
-H = {t: (q[t] / prior).precision for t in q}
+H = {t: (q[t] / prior).precision.value for t in q}
 diag_H = {t: jnp.diag(H[t]) for t in H}
 mean_fisher = {t: diag_H[t] / len(rows[t]) for t in rows}
 thirds = dict.fromkeys(rows, 1 / 3)
@@ -251,7 +251,8 @@ tasks2 = {
 q2 = {t: prior2 * bm.expand(task, jnp.zeros(2)) for t, task in tasks2.items()}
 theta2 = {t: q2[t].mode() for t in q2}
 diag2 = {
-    t: bm.DiagonalGaussian.from_mean_precision(theta2[t], jnp.diag(q2[t].precision)) for t in q2
+    t: bm.DiagonalGaussian.from_mean_precision(theta2[t], jnp.diag(q2[t].precision.value))
+    for t in q2
 }
 joint2 = jnp.asarray(
     Ridge(alpha=delta, fit_intercept=False, solver="cholesky").fit(X[:, pair], y).coef_
@@ -346,7 +347,7 @@ def arrow(ax, start, vector, color):
     ax.annotate("", np.asarray(start) + vector, np.asarray(start), arrowprops=style)
 
 
-full2 = {t: p.widen() for t, p in diag2.items()}
+full2 = {t: p.structured("full") for t, p in diag2.items()}
 fig, axes = plt.subplots(1, 2, figsize=(8, 4.3), sharex=True, sharey=True)
 for ax, (name, m), shown in zip(axes, list(found.items())[:2], (q2, full2), strict=True):
     at = np.asarray(m.merged)
@@ -388,7 +389,9 @@ _ = axes[0].set_ylabel("slope of body-mass index, sd per sd")
 # off by about the length of the true ones. All ten features again:
 
 # %%
-diag_q = {t: bm.DiagonalGaussian.from_mean_precision(theta[t], jnp.diag(q[t].precision)) for t in q}
+diag_q = {
+    t: bm.DiagonalGaussian.from_mean_precision(theta[t], jnp.diag(q[t].precision.value)) for t in q
+}
 true = bm.mismatch(tasks, theta, ones, prior, solution=joint)
 estimates = {
     "exact": true,
@@ -459,7 +462,7 @@ def close(x, y, tolerance=1e-12):
 # The merge is the ridge solution on all data, at any weights, whichever way it is computed.
 close(merged, joint)
 close(merged, by_hand)
-close(bm.merge(q, ones, prior).precision, precision, 1e-10)
+close(bm.merge(q, ones, prior).precision.value, precision, 1e-10)
 assert largest < 1e-12
 assert uneven_error < 1e-12
 close(

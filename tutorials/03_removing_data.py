@@ -386,10 +386,10 @@ def gma13(m, s, H0, weight=1.0):
     gone = bm.expand(part, bases[m], curvature="hessian")
     return task_removal(
         tuned,
-        bm.expand(part, tuned, curvature="hessian").precision,
+        bm.expand(part, tuned, curvature="hessian").precision.value,
         bases[m],
         tuning_precision=H0,
-        remaining_precision=bm.remove(posterior[m], gone, weight).precision,
+        remaining_precision=bm.remove(posterior[m], gone, weight).precision.value,
         weight=weight,
     ).mode()
 
@@ -402,11 +402,11 @@ def by_influence(m):
         return weighted_loss(models[m](layout.unravel(theta), x[None])[0], (y, 1.0))
 
     gradients = jax.vmap(jax.grad(row_loss), (None, 0, 0))(vector(m, bases[m]), inputs, labels)
-    return np.linalg.solve(posterior[m].precision, gradients.T).T
+    return np.linalg.solve(posterior[m].precision.value, gradients.T).T
 
 
 steps = {m: by_influence(m) for m in models}
-moved_by = {m: np.sum((steps[m] @ posterior[m].precision) * steps[m], axis=1) for m in models}
+moved_by = {m: np.sum((steps[m] @ posterior[m].precision.value) * steps[m], axis=1) for m in models}
 
 
 def group(m, size, g):
@@ -428,7 +428,7 @@ def or_refused(removal):
 
 def without(m, s):
     """θ without the rows in s, by every way."""
-    start, weak, strong = bases[m], np.eye(len(steps[m][0])), posterior[m].precision
+    start, weak, strong = bases[m], np.eye(len(steps[m][0])), posterior[m].precision.value
     return {
         "influence": lambda: priors[m].layout.unravel(vector(m, start) + np.asarray(s) @ steps[m]),
         "GMA-13, H₀ = I": lambda: gma13(m, s, weak),
@@ -555,7 +555,9 @@ for w in fractions:
     partly = {
         "influence": theta0 + w * np.asarray(tenth) @ steps["logistic"],
         "GMA-13, H₀ = I": gma13("logistic", tenth, np.eye(30), jnp.asarray(w)),
-        "GMA-13, H₀ = H̄": gma13("logistic", tenth, posterior["logistic"].precision, jnp.asarray(w)),
+        "GMA-13, H₀ = H̄": gma13(
+            "logistic", tenth, posterior["logistic"].precision.value, jnp.asarray(w)
+        ),
         "Newton": one,
         "two steps": newton("logistic", w * tenth, one),
     }
@@ -664,7 +666,7 @@ assert min(abs(shift[1]), abs(shift[2])) > 1.5
 # (b) Both models are at a minimum, the network always at the same one.
 for m in models:
     assert trained[m].gradient_norm < 1e-11
-    assert np.linalg.eigvalsh(posterior[m].precision)[0] > 0
+    assert np.linalg.eigvalsh(posterior[m].precision.value)[0] > 0
 np.testing.assert_allclose(others, trained["network"].loss, rtol=1e-12)
 assert max(refit.gradient_norm for refit in refits.values()) < 1e-8
 
@@ -680,7 +682,7 @@ np.testing.assert_allclose(one_by_one - theta0, steps["logistic"], atol=1e-13)
 
 # GMA-11 is an identity, for the logistic regression and the network.
 for m in models:
-    s, H0 = group(m, 100, 0), posterior[m].precision
+    s, H0 = group(m, 100, 0), posterior[m].precision.value
     rest, part_of = losses(models[m], 1 - s), losses(models[m], s)
     tuned, left = tuned_on(m, s, H0), refits[m, 100, 0].params
     gradient = {
@@ -721,7 +723,7 @@ assert min(at_200, key=at_200.get) == weak
 # Without the most influential half: a shorter θ, more curvature on the way, too long a step.
 s, left = group(log, 285, TOP), refits[log, 285, TOP].params
 before, after = (
-    jnp.trace(bm.expand(losses(linear, 1 - s), theta, curvature="hessian").precision)
+    jnp.trace(bm.expand(losses(linear, 1 - s), theta, curvature="hessian").precision.value)
     for theta in (theta0, left)
 )
 assert after > 5 * before
@@ -729,7 +731,7 @@ assert 0.45 < np.linalg.norm(left) / np.linalg.norm(theta0) < 0.55
 assert 1.25 < along[log, "Newton", 285, TOP] < 1.35
 assert along[log, weak, 285, TOP] < 1.1
 tuned = tuned_on(log, s, np.eye(30))
-H_t = bm.expand(losses(linear, s), tuned, curvature="hessian").precision
+H_t = bm.expand(losses(linear, s), tuned, curvature="hessian").precision.value
 estimated = (np.eye(30) + H_t) @ (theta0 - tuned)
 true_gradient = losses(linear, s).value_and_gradient(theta0)[1]
 assert np.linalg.norm(estimated) < np.linalg.norm(true_gradient)
@@ -758,7 +760,7 @@ assert 0.19 < fading[weak][-1] < 0.23
 assert 0.015 < fading[strong][-1] < 0.025
 s = group(log, 50, 0)
 gap = [
-    np.linalg.norm(gma13(log, s, c * posterior[log].precision) - newton(log, s, theta0))
+    np.linalg.norm(gma13(log, s, c * posterior[log].precision.value) - newton(log, s, theta0))
     for c in (1, 10, 100)
 ]
 assert gap[0] > 10 * gap[1] > 100 * gap[2]

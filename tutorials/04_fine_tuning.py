@@ -173,8 +173,8 @@ table(models)
 # $\bar H^{-1}(H_0\theta_0 + \sum_t\alpha_tH_t\theta_t)$.
 
 # %%
-H0 = np.asarray(p0.precision)
-H = {t: np.asarray((q[t] / p0).precision) for t in q}
+H0 = np.asarray(p0.precision.value)
+H = {t: np.asarray((q[t] / p0).precision.value) for t in q}
 moved = {t: np.asarray(theta[t] - base).ravel() for t in q}
 slope = {t: np.asarray(tasks[t].value_and_gradient(theta[t])[1]).ravel() for t in q}
 H_bar = H0 + sum(H.values())
@@ -226,7 +226,7 @@ printed2 = p2
 for t in q2:
     factor = q2[t] / p2
     printed2 = printed2 * bm.FullGaussian.from_natural_parameters(
-        factor.multiply(q2[t].mode()), factor.precision
+        factor.multiply(q2[t].mode()), factor.precision.value
     )
 
 
@@ -257,7 +257,7 @@ print(f"as printed {distance2(printed2.mode()):.3f}")
 scales = np.array([0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 3.5, 4])
 alphas = np.stack([scales, scales], axis=1)
 diagonals = {t: bm.curvature(tasks[t], theta[t], "ggn", "diagonal") for t in tasks}
-diagonal_base = jnp.diag(p0.precision).reshape(base.shape)
+diagonal_base = jnp.diag(p0.precision.value).reshape(base.shape)
 
 
 def jointly(s, start):

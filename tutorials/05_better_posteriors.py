@@ -161,7 +161,7 @@ standard_weights = np.outer(node_weights, node_weights).ravel() / (2 * np.pi)
 
 def off_fixed_point(task, q):
     a, b = (np.asarray(x[0]) for x in task.data)
-    S = np.asarray(q.precision)
+    S = np.asarray(q.precision.value)
     root = np.linalg.cholesky(np.linalg.inv(S))
     heights = (np.asarray(q.mean()) + standard @ root.T) @ a.T + b
     share = np.exp(heights - heights.max(1, keepdims=True))
@@ -368,7 +368,7 @@ _ = fig.colorbar(dots, ax=axes, label="excess loss", extend="min", shrink=0.6)
 away = {}
 for t, q in posteriors["full, Laplace"].items():
     steps = np.asarray(joint - theta[t])
-    away[t] = np.sqrt(np.einsum("ai,ij,aj->a", steps, q.precision, steps))
+    away[t] = np.sqrt(np.einsum("ai,ij,aj->a", steps, q.precision.value, steps))
 print("from a mode to joint solutions, in standard deviations of Laplace's posterior")
 for t, distances in away.items():
     print(f"task {t}: mean {distances.mean():.1f}, largest {distances.max():.1f}")
@@ -448,7 +448,7 @@ assert np.abs(slopes).max() < 1e-9
 
 # FP-10 by hand, and FP-12: one more step of expectation-maximisation changes nothing.
 alpha = [0.2, 0.3, 0.5]
-H = [posteriors[laplace][t].precision for t in tasks]
+H = [posteriors[laplace][t].precision.value for t in tasks]
 weighted = [a * h for a, h in zip(alpha, H, strict=True)]
 by_hand = np.linalg.solve(
     sum(weighted), sum(w @ theta[t] for w, t in zip(weighted, tasks, strict=True))
@@ -457,7 +457,7 @@ assert np.abs(bm.merge(posteriors[laplace], alpha).mode() - by_hand).max() < 1e-
 at = np.asarray(bm.merge(posteriors[mixture], alpha).mode())
 top, bottom = 0, 0
 for a, q in zip(alpha, posteriors[mixture].values(), strict=True):
-    means, P = np.asarray(q.means), np.asarray(q.components.precision)
+    means, P = np.asarray(q.means), np.asarray(q.components.precision.value)
     gap = at - means
     log = np.log(q.weights) + 0.5 * np.linalg.slogdet(P)[1]
     log = log - 0.5 * np.einsum("ki,kij,kj->k", gap, P, gap)

@@ -256,13 +256,15 @@ for name, y in readings.items():
     q = labs[name]
     print(
         f"laboratory {name}: π {np.round(q.weights, 3)}, precisions "
-        f"{np.round(q.components.precision, 2)}, mixture to exact {lab_variation[name]:.3f}"
+        f"{np.round(q.components.precision.value, 2)}, mixture to exact {lab_variation[name]:.3f}"
     )
 
 
 def with_shift(s):
     q = labs["B"]
-    moved = jax.vmap(bm.IsotropicGaussian.from_mean_precision)(q.means + s, q.components.precision)
+    moved = jax.vmap(bm.IsotropicGaussian.from_mean_precision)(
+        q.means + s, q.components.precision.value
+    )
     return {"A": labs["A"], "B": bm.Mixture(q.weights, moved)}
 
 
@@ -610,7 +612,7 @@ assert "Mixture with exponent -0.5" in refusal
 at = 3.4
 top, bottom = -1 * (1 / 9) * 2.5, -1 * (1 / 9)
 for q in mixtures.values():
-    m, H = np.asarray(q.means), np.asarray(q.components.precision)
+    m, H = np.asarray(q.means), np.asarray(q.components.precision.value)
     log = np.log(q.weights) + 0.5 * np.log(H) - 0.5 * H * (at - m) ** 2
     share = np.exp(log - log.max()) / np.exp(log - log.max()).sum()
     top, bottom = top + share @ (H * m), bottom + share @ H

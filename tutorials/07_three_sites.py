@@ -508,7 +508,10 @@ assert 0.4 < np.exp(q[last].mode()["noise"] - q["1943–48"].mode()["noise"]) < 
 
 # Removal: exact of what was merged, good for coefficients, exact when refined.
 other = merged_two.factor
-assert jnp.abs(unmerged.factor.precision - other.precision).max() < 1e-9 * other.precision.max()
+assert (
+    jnp.abs(unmerged.factor.precision.value - other.precision.value).max()
+    < 1e-9 * other.precision.value.max()
+)
 assert jnp.abs(jnp.asarray(difference(unmerged, merged_two).largest[1])) < 1e-6
 
 largest = {

@@ -415,8 +415,8 @@ factors = [likelihood_factor(q, prior) for q in shards]
 precision = sum(
     np.linalg.inv(np.cov(np.column_stack([z["intercept"], z["w"]]).T)) for z in draws[4]
 )
-expansions = sum(np.asarray((q / f).precision) for q, f in zip(shards, factors, strict=True))
-ours = np.asarray(consensus[4].factor.precision)
+expansions = sum(np.asarray((q / f).precision.value) for q, f in zip(shards, factors, strict=True))
+ours = np.asarray(consensus[4].factor.precision.value)
 assert np.abs(ours - (precision - expansions)).max() < 1e-9 * np.abs(ours).max()
 
 # Skewness grows as shards get smaller, nearly always to the right.

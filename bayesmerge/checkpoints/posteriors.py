@@ -5,6 +5,7 @@ The key of an array is the expression that finds it in what `load` returns, such
 how its parameters θ nest; nothing in a file is ever executed.
 """
 
+import functools
 import json
 import os
 import re
@@ -28,23 +29,14 @@ from bayesmerge.checkpoints.nesting import (
     nesting,
     shaped,
 )
-from bayesmerge.families import (
-    AbstractExponentialFamily,
-    Beta,
-    DiagonalGaussian,
-    Dirichlet,
-    FullGaussian,
-    Gamma,
-    IsotropicGaussian,
-    Layout,
-)
+from bayesmerge.families import AbstractExponentialFamily, Beta, Dirichlet, Gamma, Layout
+from bayesmerge.families.gaussian import NAMES, AbstractGaussian, gaussian
 from bayesmerge.files import other_kind, readable, whole, writable
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.tilted import Tilted
 from bayesmerge.mixtures import Mixture
 from bayesmerge.tasks import named
 
-Shapes: TypeAlias = list[tuple[int, ...]]
 Read: TypeAlias = Callable[[str], np.ndarray]
 
 SUFFIX = ".safetensors"
@@ -64,28 +56,14 @@ class Saved(NamedTuple):
     prior: Any | None
 
 
-def _of_theta(layout: Layout) -> Shapes:
-    return [*layout.shapes]
-
-
-def _scalar(layout: Layout) -> Shapes:
-    return [()]
-
-
-def _matrix(layout: Layout) -> Shapes:
-    return [(layout.size, layout.size)]
-
-
-# The fields that hold natural parameters, and the shapes of their leaves.
-FAMILIES: dict[type, dict[str, Callable[[Layout], Shapes]]] = {
-    IsotropicGaussian: {"linear": _of_theta, "precision": _scalar},
-    DiagonalGaussian: {"linear": _of_theta, "precision": _of_theta},
-    FullGaussian: {"linear": _of_theta, "precision": _matrix},
-    Beta: {"successes": _of_theta, "failures": _of_theta},
-    Dirichlet: {"counts": _of_theta},
-    Gamma: {"events": _of_theta, "rate": _of_theta},
+CONJUGATE: dict[type, tuple[str, ...]] = {
+    Beta: ("successes", "failures"),
+    Dirichlet: ("counts",),
+    Gamma: ("events", "rate"),
 }
-BY_NAME = {family.__name__: family for family in FAMILIES}
+"""The fields that hold natural parameters, each shaped as θ."""
+
+BY_NAME: dict[str, Any] = {f.__name__: f for f in (*NAMES.values(), *CONJUGATE)}
 
 
 def save(
@@ -241,20 +219,43 @@ def _described(q: Any, key: str, arrays: dict[str, np.ndarray]) -> dict[str, Any
         arrays[f"{key}.log_weights"] = _array(q.log_weights, f"{key}.log_weights")
         components = _described(q.components, f"{key}.components", arrays)
         return {"family": "Mixture", "components": components}
-    if type(q) not in FAMILIES:
+    if type(q) not in BY_NAME.values():
         raise TypeError(
             f"{key} is a {type(q).__name__}, and {', '.join(BY_NAME)} and Mixture are saved. "
             f"{_instead_of(q)}"
         )
     _require_shapes(q, key)
-    theta = nesting(shaped(q.layout))
-    for field in FAMILIES[type(q)]:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(q, field)):
+    for field, value in _fields(q).items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(value):
             name = leaf_key(f"{key}.{field}", path)
             if name in arrays:
                 raise ValueError(f"two leaves of θ are named {name}: its class must name them.")
             arrays[name] = _array(leaf, name)
-    return {"family": type(q).__name__, "theta": theta}
+    described = {"family": type(q).__name__, "theta": nesting(shaped(q.layout))}
+    if isinstance(q, AbstractGaussian) and (options := vars(q.precision.structure)):
+        described["structure"] = options
+    return described
+
+
+def _fields(q: Any) -> dict[str, Any]:
+    """Natural parameters, by the expression that finds them."""
+    if isinstance(q, AbstractGaussian):
+        return {"linear": q.linear, "precision.value": q.precision.value}
+    return {field: getattr(q, field) for field in CONJUGATE[type(q)]}
+
+
+def _field(name: str, q: Any) -> Any:
+    return _fields(q)[name]
+
+
+def _like(family: Any, theta: Any, options: dict[str, Any]) -> Any:
+    """A member of the family with shapes in the place of arrays."""
+    layout = Layout.of(theta)
+    if family in CONJUGATE:
+        return family(**dict.fromkeys(CONJUGATE[family], theta), layout=layout)
+    structure = type(family.structure)(**options).over(layout)
+    precision = jax.eval_shape(lambda x: structure.outer(x, x, layout), theta)
+    return gaussian(theta, precision)
 
 
 def _instead_of(q: Any) -> str:
@@ -296,14 +297,12 @@ def _rebuilt(description: dict[str, Any], key: str, read: Read, like: Like | Non
         raise ValueError(f"{key} is of a family '{description['family']}' not known here")
     family = BY_NAME[description["family"]]
     theta = nested(description["theta"]) if like is None else like.filled(description["theta"])
-    layout = Layout.of(theta)
-    fields = {}
-    for field, shapes in FAMILIES[family].items():
-        skeleton = theta if shapes is _of_theta else 0
-        fields[field] = jax.tree_util.tree_map_with_path(
-            lambda path, _, at=f"{key}.{field}": _leaf(leaf_key(at, path), read), skeleton
-        )
-    q = family(**fields, layout=layout)
+    q = _like(family, theta, description.get("structure", {}))
+    for field, skeleton in _fields(q).items():
+        paths, shape = jax.tree_util.tree_flatten_with_path(skeleton)
+        leaves = [_leaf(leaf_key(f"{key}.{field}", path), read) for path, _ in paths]
+        value = jax.tree.unflatten(shape, leaves)
+        q = eqx.tree_at(functools.partial(_field, field), q, value)
     _require_shapes(q, key)
     return q
 
@@ -313,9 +312,18 @@ def _leaf(key: str, read: Read) -> Array:
 
 
 def _require_shapes(q: AbstractExponentialFamily, key: str) -> None:
-    for field, shapes in FAMILIES[type(q)].items():
-        seen = [jnp.shape(leaf) for leaf in jax.tree.leaves(getattr(q, field))]
-        expected = [q.batch_shape + shape for shape in shapes(q.layout)]
+    theta = jax.tree.unflatten(
+        q.layout.structure,
+        [
+            jax.ShapeDtypeStruct(shape, dtype)
+            for shape, dtype in zip(q.layout.shapes, q.layout.dtypes, strict=True)
+        ],
+    )
+    options = vars(q.precision.structure) if isinstance(q, AbstractGaussian) else {}
+    expected_fields = _fields(_like(type(q), theta, options))
+    for field, value in _fields(q).items():
+        seen = [jnp.shape(leaf) for leaf in jax.tree.leaves(value)]
+        expected = [q.batch_shape + leaf.shape for leaf in jax.tree.leaves(expected_fields[field])]
         if seen != expected:
             raise ValueError(f"{key}.{field} has shapes {seen}, and they must be {expected}")
 

@@ -12,11 +12,9 @@ from jaxtyping import PRNGKeyArray
 from bayesmerge.diagnostics.difference import Difference, as_gaussian, difference, entries
 from bayesmerge.diagnostics.overlap import Overlap, overlap, tail
 from bayesmerge.diagnostics.reweighting import Reweighted, reweighted
-from bayesmerge.families.base import tree_dot
-from bayesmerge.families.diagonal import DiagonalGaussian
-from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.show import ROWS, number, table
+from bayesmerge.families.trees import tree_dot
 from bayesmerge.fit.absorb import shared_prior
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Kind
@@ -361,7 +359,7 @@ def _dispersion(losses: dict[str, Any], qs: dict[str, Any], prior: Any) -> float
         try:
             squares = expand(
                 loss, q.mode(), structure="diagonal", curvature="squared_gradients"
-            ).precision
+            ).precision.value
         except (ValueError, TypeError):
             return 1.0
         variance, H = q.variance(), _diagonal(likelihood_factor(q, prior))
@@ -371,6 +369,4 @@ def _dispersion(losses: dict[str, Any], qs: dict[str, Any], prior: Any) -> float
 
 
 def _diagonal(q: Any) -> Any:
-    if isinstance(q, FullGaussian):
-        return q.layout.unravel(jnp.diag(q.precision))
-    return q.precision if isinstance(q, DiagonalGaussian) else q.widen().precision
+    return q.precision.diagonal()

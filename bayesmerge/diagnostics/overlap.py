@@ -10,10 +10,9 @@ from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.diagnostics.difference import as_gaussian, entries
 from bayesmerge.diagnostics.reweighting import log_prior
-from bayesmerge.families.base import tree_dot
-from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.show import number, safely, table
+from bayesmerge.families.trees import tree_dot
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.expand import expand
 from bayesmerge.fit.tilted import likelihood_factor
@@ -133,7 +132,7 @@ def _surprise(others: Any, merged: Any) -> tuple[PyTree, tuple[float, int]]:
     change = jax.tree.map(jnp.subtract, merged.mode(), others.mode())
     before, after = others.variance(), merged.variance()
     z = jax.tree.map(_standardised, change, before, after)
-    if isinstance(others, FullGaussian):
+    if not others.precision.structure.is_entrywise:
         layout: Layout = others.layout
         scale = jnp.sqrt(layout.ravel(before))
         taken = (others.covariance() - merged.covariance()) / jnp.outer(scale, scale)

@@ -7,7 +7,7 @@ The line that the whole library rests on, p_α(θ) ∝ p_0(θ)^γ Π_t q_t(θ)^{
 import abc
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -65,7 +65,11 @@ class AbstractExponentialFamily(AbstractPosterior):
     divide freely; asking them for what they don't have is an error that says why.
     """
 
-    layout: eqx.AbstractVar[Layout]
+    if TYPE_CHECKING:
+
+        @property
+        def layout(self) -> Layout:
+            """The layout of θ."""
 
     __repr__ = safely(show_family)
 
@@ -208,8 +212,8 @@ class AbstractExponentialFamily(AbstractPosterior):
         """`tree`, or an error that this posterior is improper and so has no `what`."""
         message = (
             f"this {type(self).__name__} is improper and has no {what}. A quotient of posteriors, "
-            "or negative weights, can take away more than there is: multiply by a prior, or use "
-            "smaller weights."
+            "or negative weights, can subtract more than the posteriors have: multiply by a prior, "
+            "or use smaller weights."
         )
 
         def natural() -> str:
@@ -278,21 +282,6 @@ def _require_same_batch(p: Any, q: Any) -> None:
             f"two batches of posteriors combine member by member, and their shapes are "
             f"{p.batch_shape} and {q.batch_shape}. A single posterior combines with any batch."
         )
-
-
-def tree_dot(x: PyTree, y: PyTree) -> Float[Array, ""]:
-    """⟨x, y⟩ over all leaves."""
-    return sum_leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), x, y))
-
-
-def sum_leaves(tree: PyTree) -> Float[Array, ""]:
-    return functools.reduce(jnp.add, jax.tree.leaves(tree))
-
-
-def keys_like(key: PRNGKeyArray, tree: PyTree) -> PyTree:
-    """One key for every leaf of `tree`."""
-    leaves, structure = jax.tree.flatten(tree)
-    return jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
 
 
 def _add(x: Array, y: Array) -> Array:

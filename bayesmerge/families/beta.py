@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
+from bayesmerge.families.base import over_batch, over_batch_with_key
 from bayesmerge.families.checks import plain, require
 from bayesmerge.families.conjugate import (
     AbstractConjugateFamily,
@@ -28,6 +28,7 @@ from bayesmerge.families.dirichlet import (
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.marginals import in_float64
 from bayesmerge.families.special import log_ratio
+from bayesmerge.families.trees import keys_like, sum_leaves
 
 
 class Beta(AbstractConjugateFamily):

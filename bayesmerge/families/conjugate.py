@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,6 @@ from bayesmerge.families.base import (
     AbstractExponentialFamily,
     over_batch,
     over_batches,
-    sum_leaves,
 )
 from bayesmerge.families.checks import (
     all_finite,
@@ -34,6 +34,7 @@ from bayesmerge.families.checks import (
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.marginals import quantiles
 from bayesmerge.families.show import IMPROPER, first
+from bayesmerge.families.trees import sum_leaves
 
 WHOLE = 2**24
 """Up to which float32 has every whole number."""
@@ -41,6 +42,8 @@ WHOLE = 2**24
 
 class AbstractConjugateFamily(AbstractExponentialFamily):
     """A family over a set with a boundary, on which and outside of which densities need care."""
+
+    layout: eqx.AbstractVar[Layout]
 
     @abc.abstractmethod
     def in_support(self, theta: PyTree) -> Bool[Array, ""]:

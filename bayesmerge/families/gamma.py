@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from bayesmerge.families.base import keys_like, over_batch, over_batch_with_key, sum_leaves
+from bayesmerge.families.base import over_batch, over_batch_with_key
 from bayesmerge.families.checks import plain, require
 from bayesmerge.families.conjugate import (
     AbstractConjugateFamily,
@@ -30,6 +30,7 @@ from bayesmerge.families.special import (
     ratio_excess,
     smaller_difference,
 )
+from bayesmerge.families.trees import keys_like, sum_leaves
 
 
 class Gamma(AbstractConjugateFamily):

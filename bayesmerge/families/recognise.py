@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from bayesmerge.families.diagonal import DiagonalGaussian
-from bayesmerge.families.full import FullGaussian
+from bayesmerge.families.gaussian import gaussian
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.precision import DensePrecision, DiagonalPrecision
 
 LogDensity: TypeAlias = Callable[[Any], Array]
 
@@ -50,8 +50,8 @@ def gaussian_of(log_density: LogDensity, layout: Layout) -> Any:
         return None
     eta = layout.unravel(linear)
     if is_diagonal:
-        return DiagonalGaussian(linear=eta, precision=layout.unravel(precision), layout=layout)
-    return FullGaussian(linear=eta, precision=precision, layout=layout)
+        return gaussian(eta, DiagonalPrecision(layout.unravel(precision), layout))
+    return gaussian(eta, DensePrecision(precision, layout))
 
 
 @eqx.filter_jit

@@ -154,12 +154,4 @@ def diagonal_of(
     diagonal = jnp.abs(layout.ravel(curvature(target, params, kind, "diagonal")))
     if prior is None:
         return diagonal
-    return diagonal + jnp.abs(layout.ravel(diagonal_of_precision(prior)))
-
-
-def diagonal_of_precision(q: AbstractGaussian) -> PyTree:
-    """diag Λ, shaped as θ."""
-    ones = jax.tree.map(jnp.ones_like, q.linear)
-    if q.breadth < 2:
-        return q.multiply(ones)
-    return q.layout.unravel(jnp.diag(q.precision))
+    return diagonal + jnp.abs(layout.ravel(prior.precision.diagonal()))

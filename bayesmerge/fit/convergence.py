@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
-from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import ConvergenceWarning
+from bayesmerge.families.trees import tree_dot
 from bayesmerge.fit.abstract_target import AbstractTarget, Loss
 from bayesmerge.mixtures.mixture import Mixture
 

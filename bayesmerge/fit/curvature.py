@@ -9,11 +9,10 @@ For example i with output f_i(θ), J_i = ∂f_i/∂θ and loss ℓ_i:
 | `fisher`            | Σ J_iᵀ E_y[ggᵀ] J_i    | g = ∂ℓ_i/∂f at labels y drawn from the model |
 | `squared_gradients` | Σ ∇ℓ_i∇ℓ_iᵀ            | 1, with f_i = ℓ_i                          |
 
-All but the first are Σ (J_iᵀR_i)(J_iᵀR_i)ᵀ, and are computed from the root. Each comes as the full
-matrix, its diagonal, or its mean diagonal entry; all are sums over examples, without a prior.
+All but the first are Σ (J_iᵀR_i)(J_iᵀR_i)ᵀ, and are computed from the root. Of each those entries
+are computed that a structure of precisions keeps; all are sums over examples, without a prior.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
 import equinox as eqx
@@ -22,18 +21,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.precision import (
+    AbstractPrecision,
+    AbstractStructure,
+    Structure,
+    as_structure,
+)
 from bayesmerge.fit.abstract_target import AbstractTarget, Loss
+from bayesmerge.fit.implicit import COLUMNS_AT_ONCE, Gram, Hessian, Outputs
 from bayesmerge.fit.likelihood import Likelihood, SupervisedLoss
 from bayesmerge.keys import as_key
 
-Structure: TypeAlias = Literal["full", "diagonal", "isotropic"]
 Kind: TypeAlias = Literal["hessian", "ggn", "fisher", "squared_gradients"]
-Outputs: TypeAlias = Callable[[PyTree, PyTree], Array]
 
 EXAMPLES_AT_ONCE = 1024
-COLUMNS_AT_ONCE = 64
 GRADIENT_ENTRIES_AT_ONCE = 2**23
-FEW_ROWS = 3
 
 
 def curvature(
@@ -53,9 +55,9 @@ def curvature(
     - `kind`: see the table of this module. `fisher` takes the expectation over labels exactly
       where the likelihood is canonical (it is then the GGN), or from `num_samples` draws.
     - `structure`: `"full"` for a matrix (P, P) in the order of `Layout.ravel`, `"diagonal"` for
-      its diagonal as a pytree shaped as θ, `"isotropic"` for trace/P, a scalar. A diagonal costs
-      S backward passes an example (S columns of R); that of the exact Hessian, P Hessian-vector
-      products.
+      its diagonal as a pytree shaped as θ, `"isotropic"` for trace/P, a scalar, or `Blocks()` for a
+      matrix for each leaf, without any larger one. A diagonal costs S backward passes an example
+      (S columns of R); that of the exact Hessian, P Hessian-vector products.
     - `num_samples`, `key`: labels drawn for each example, for a Monte-Carlo Fisher.
     - `block_size`: examples whose Jacobians are held at once (for the Hessian, columns), which
       bounds the memory beyond the result and its running sum.
@@ -75,23 +77,42 @@ def curvature(
 
     Source: H_t of GM equation 9; FP §3 for squared gradients; Martens (2020) for GGN and Fisher.
     """
+    return precision_of(
+        target,
+        params,
+        kind,
+        as_structure(structure),
+        num_samples=num_samples,
+        key=key,
+        block_size=block_size,
+    ).value
+
+
+def precision_of(
+    target: AbstractTarget,
+    params: PyTree,
+    kind: Kind,
+    structure: AbstractStructure,
+    *,
+    num_samples: int | None = None,
+    key: PRNGKeyArray | None = None,
+    block_size: int | None = None,
+) -> AbstractPrecision:
+    """`curvature`, as a precision of the structure."""
     require_known("curvature", kind, Kind)
-    require_known("structure", structure, Structure)
-    if structure == "isotropic":
-        options: Any = {"num_samples": num_samples, "key": key, "block_size": block_size}
-        diagonal = curvature(target, params, kind, "diagonal", **options)
-        return jnp.mean(Layout.of(params).ravel(diagonal))
-    size = Layout.of(params).size
+    layout = Layout.of(params)
+    structure = structure.over(layout)
     if kind == "hessian":
-        columns = block_size or COLUMNS_AT_ONCE
-        statistic = _hessian if structure == "full" else _hessian_diagonal
-        return target.accumulate(eqx.Partial(statistic, columns), params, EXAMPLES_AT_ONCE)
+        statistic = eqx.Partial(_hessian, structure, block_size or COLUMNS_AT_ONCE)
+        return target.accumulate(statistic, params, EXAMPLES_AT_ONCE)
     root = _root(kind, num_samples, key)
-    if structure == "full":
-        examples = block_size or max(1, size // (2 * root.num_outputs(target, params)))
-        return target.accumulate(eqx.Partial(_full, root), params, examples)
-    examples = block_size or max(1, GRADIENT_ENTRIES_AT_ONCE // size)
-    return target.accumulate(eqx.Partial(_diagonal, root), params, examples)
+    if structure.is_entrywise:
+        examples = GRADIENT_ENTRIES_AT_ONCE // layout.size
+    else:
+        block = structure.largest_block(layout)
+        examples = block // (2 * root.num_outputs(target, params))
+    statistic = eqx.Partial(_gram, structure, root)
+    return target.accumulate(statistic, params, block_size or max(1, examples))
 
 
 def curvature_product(
@@ -145,11 +166,7 @@ def _hessian_vector_product(
 def _root_vector_product(
     root: "Root", vector: PyTree, loss: Loss, params: PyTree, batch: PyTree, index: Int[Array, ""]
 ) -> PyTree:
-    outputs = root.outputs(loss, batch)
-    R = root.columns(loss, params, batch, index)
-    _, Jv = jax.jvp(outputs, (params,), (vector,))
-    _, pull = jax.vjp(outputs, params)
-    return pull(jnp.einsum("ncs,nds,nd->nc", R, R, Jv))[0]
+    return root.gram(loss, params, batch, index).multiply(vector)
 
 
 def curvature_rows(
@@ -164,8 +181,7 @@ def curvature_rows(
     that are one batch."""
     root = _root(kind, num_samples, key)
     loss, batch = target.first_batch()
-    R = root.columns(loss, params, batch, jnp.asarray(0))
-    return _rows(root, loss, params, batch, R)
+    return root.gram(loss, params, batch, jnp.asarray(0)).rows()
 
 
 def require_known(name: str, value: str, known: Any) -> None:
@@ -174,28 +190,26 @@ def require_known(name: str, value: str, known: Any) -> None:
 
 
 def _hessian(
-    columns: int, loss: Loss, params: PyTree, batch: PyTree, index: Int[Array, ""]
-) -> Float[Array, "P P"]:
-    product, size = _hessian_product(loss, params, batch)
-    return jax.lax.map(product, jnp.arange(size), batch_size=columns)
+    structure: AbstractStructure,
+    columns: int,
+    loss: Loss,
+    params: PyTree,
+    batch: PyTree,
+    index: Int[Array, ""],
+) -> AbstractPrecision:
+    total = Hessian(lambda theta: jnp.sum(loss(theta, batch)), params, columns)
+    return structure.of_matrix(total, Layout.of(params))
 
 
-def _hessian_diagonal(
-    columns: int, loss: Loss, params: PyTree, batch: PyTree, index: Int[Array, ""]
-) -> PyTree:
-    product, size = _hessian_product(loss, params, batch)
-    entries = jax.lax.map(lambda j: product(j)[j], jnp.arange(size), batch_size=columns)
-    return Layout.of(params).unravel(entries)
-
-
-def _hessian_product(
-    loss: Loss, params: PyTree, batch: PyTree
-) -> tuple[Callable[[Int[Array, ""]], Float[Array, " P"]], int]:
-    """j ↦ column j of Σ ∇²ℓ_i, and P."""
-    layout = Layout.of(params)
-    gradient = jax.grad(lambda theta: jnp.sum(loss(theta, batch)))
-    _, push = jax.linearize(gradient, params)
-    return lambda j: layout.ravel(push(_unit(layout, j))), layout.size
+def _gram(
+    structure: AbstractStructure,
+    root: "Root",
+    loss: Loss,
+    params: PyTree,
+    batch: PyTree,
+    index: Int[Array, ""],
+) -> AbstractPrecision:
+    return structure.of_matrix(root.gram(loss, params, batch, index), Layout.of(params))
 
 
 class Root(eqx.Module):
@@ -205,15 +219,20 @@ class Root(eqx.Module):
     num_samples: Any
     key: Any
 
-    def outputs(self, loss: Any, batch: PyTree) -> Callable[[PyTree], Float[Array, "N C"]]:
-        """θ ↦ f_i(θ) for every example i of the batch."""
+    def outputs(self, loss: Any) -> Outputs:
+        """(θ, batch) ↦ f_i(θ) for every example i of the batch."""
         function = loss if self.kind == "squared_gradients" else _model_outputs(loss, self.kind)
-        return lambda theta: _as_matrix(function(theta, batch))
+        return lambda theta, batch: _as_matrix(function(theta, batch))
 
     def num_outputs(self, target: AbstractTarget, params: PyTree) -> int:
         """C, the size of one f_i."""
         loss, batch = target.first_batch()
-        return jax.eval_shape(self.outputs(loss, batch), params).shape[1]
+        return jax.eval_shape(self.outputs(loss), params, batch).shape[1]
+
+    def gram(self, loss: Any, params: PyTree, batch: PyTree, index: Int[Array, ""]) -> Gram:
+        """Σ (J_iᵀR_i)(J_iᵀR_i)ᵀ over a batch."""
+        R = self.columns(loss, params, batch, index)
+        return Gram(self.outputs(loss), params, batch, R)
 
     def columns(
         self, loss: Any, params: PyTree, batch: PyTree, index: Int[Array, ""]
@@ -273,63 +292,5 @@ def _model_outputs(loss: Any, kind: str) -> Outputs:
     return lambda theta, batch: loss.model(theta, batch[0])
 
 
-def _full(
-    root: Root, loss: Loss, params: PyTree, batch: PyTree, index: Int[Array, ""]
-) -> Float[Array, "P P"]:
-    """Few columns S: AᵀA with rows (J_iᵀr)ᵀ. Many: row p of Σ J_iᵀ(B_iJ_i), B = RRᵀ, is one
-    backward pass with the p-th columns of all B_iJ_i for cotangents."""
-    layout = Layout.of(params)
-    R = root.columns(loss, params, batch, index)
-    if R.shape[-1] <= FEW_ROWS:
-        A = _rows(root, loss, params, batch, R).reshape(-1, layout.size)
-        return A.T @ A
-    BJ = _rows(root, loss, params, batch, jnp.einsum("ncs,nds->ncd", R, R))
-    _, pull = jax.vjp(root.outputs(loss, batch), params)
-    row = lambda cotangents: layout.ravel(pull(cotangents)[0])  # noqa: E731
-    return jax.lax.map(row, jnp.transpose(BJ, (2, 1, 0)), batch_size=COLUMNS_AT_ONCE)
-
-
-def _diagonal(
-    root: Root, loss: Loss, params: PyTree, batch: PyTree, index: Int[Array, ""]
-) -> PyTree:
-    R = root.columns(loss, params, batch, index)
-
-    def squared(r: Float[Array, "N C"]) -> PyTree:
-        gradients = _gradients(root, loss, params, batch, r)
-        return jax.tree.map(lambda g: jnp.sum(g**2, axis=0), gradients)
-
-    return jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.lax.map(squared, _last_first(R)))
-
-
-def _rows(
-    root: Root, loss: Loss, params: PyTree, batch: PyTree, cotangents: Float[Array, "N C S"]
-) -> Float[Array, "S N P"]:
-    layout = Layout.of(params)
-    gradients = lambda r: _gradients(root, loss, params, batch, r)  # noqa: E731
-    return jax.vmap(jax.vmap(layout.ravel))(jax.lax.map(gradients, _last_first(cotangents)))
-
-
-def _gradients(
-    root: Root, loss: Loss, params: PyTree, batch: PyTree, r: Float[Array, "N C"]
-) -> PyTree:
-    """J_iᵀr_i for every example i, shaped as θ with a leading axis N."""
-
-    def one(example: PyTree, cotangent: Float[Array, " C"]) -> PyTree:
-        single = jax.tree.map(lambda x: x[None], example)
-        _, pull = jax.vjp(root.outputs(loss, single), params)
-        return pull(cotangent[None])[0]
-
-    return jax.vmap(one)(batch, r)
-
-
-def _unit(layout: Layout, j: Int[Array, ""]) -> PyTree:
-    """The j-th basis vector, shaped as θ."""
-    return layout.unravel(jax.nn.one_hot(j, layout.size))
-
-
 def _as_matrix(outputs: Array) -> Float[Array, "N C"]:
     return outputs.reshape(outputs.shape[0], -1)
-
-
-def _last_first(R: Float[Array, "N C S"]) -> Float[Array, "S N C"]:
-    return jnp.moveaxis(R, -1, 0)

@@ -9,19 +9,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from bayesmerge.arrays import as_rows, column_labels, row_count, to_numpy
 from bayesmerge.families.checks import require, require_finite
+from bayesmerge.families.gaussian import AbstractGaussian, from_mean_precision, gaussian
 from bayesmerge.families.layout import Layout
-from bayesmerge.fit.curvature import Structure, require_known
-from bayesmerge.fit.expand import FAMILIES
-from bayesmerge.linear_algebra import cho_solve, cholesky, eigh
+from bayesmerge.families.precision import (
+    AbstractPrecision,
+    AbstractStructure,
+    Isotropic,
+    Structure,
+    as_structure,
+)
+from bayesmerge.families.precision.rows import Rows
 from bayesmerge.mixtures.mixture import Mixture
 from bayesmerge.tasks import texts
 
 
-def moment_matched(draws: PyTree, *, structure: Structure = "full") -> Any:
+def moment_matched(draws: PyTree, *, structure: Structure = "full") -> AbstractGaussian:
     r"""The Gaussian with the mean and covariance of draws, $\mathcal N(\bar\theta, \hat\Sigma)$,
     $\hat\Sigma = \frac1{S-1}\sum_s(\theta_s-\bar\theta)(\theta_s-\bar\theta)^\top$.
 
@@ -32,9 +38,9 @@ def moment_matched(draws: PyTree, *, structure: Structure = "full") -> Any:
       NumPyro; or ArviZ data or a dataset of xarray, whose chains are put together, or a data frame
       with a column for each parameter. Take logarithms of positive parameters first: it is a
       Gaussian that is matched.
-    - `structure`: of the covariance, `"full"`, `"diagonal"` or `"isotropic"`.
+    - `structure`: of the covariance, `"full"`, `"diagonal"`, `"isotropic"` or `Blocks()`.
 
-    **Returns** an `IsotropicGaussian`, `DiagonalGaussian` or `FullGaussian` over one θ.
+    **Returns** a Gaussian over one θ.
 
     **Warns** where float32 rounds draws coarsely against their spread.
 
@@ -52,7 +58,7 @@ def moment_matched(draws: PyTree, *, structure: Structure = "full") -> Any:
 
     Source: Scott et al. (2016), *Bayes and Big Data: The Consensus Monte Carlo Algorithm*.
     """
-    return _matched(*_checked(draws), structure)
+    return _matched(*_checked(draws), as_structure(structure))
 
 
 def kernel_density(
@@ -87,7 +93,7 @@ def kernel_density(
     Source: Neiswanger, Wang & Xing (2014), *Asymptotically Exact, Embarrassingly Parallel MCMC*.
     """
     draws, layout, count = _checked(draws)
-    shape = _matched(draws, layout, count, structure)
+    shape = _matched(draws, layout, count, as_structure(structure))
     K = count if num_components is None else num_components
     if not 1 <= K <= count:
         raise ValueError(f"num_components is {K}, and there are {count} draws to choose from.")
@@ -97,9 +103,8 @@ def kernel_density(
     chosen = np.arange(K) * count // K
     precision = jax.tree.map(lambda x: x / b**2, shape.precision)
 
-    def kernel(centre: PyTree) -> Any:
-        q = type(shape)(linear=centre, precision=precision, layout=shape.layout)
-        return type(shape)(linear=q.multiply(centre), precision=precision, layout=shape.layout)
+    def kernel(centre: PyTree) -> AbstractGaussian:
+        return gaussian(precision.multiply(centre), precision)
 
     kernels = jax.vmap(kernel)(jax.tree.map(lambda x: x[chosen], draws))
     return Mixture(jnp.ones(K), kernels)
@@ -147,47 +152,47 @@ def _one_axis(values: Any) -> Any:
     return array.reshape(-1, *array.shape[len(dims) :])
 
 
-def _matched(draws: PyTree, layout: Layout, count: int, structure: Structure) -> Any:
-    require_known("structure", structure, Structure)
-    needed = layout.size + 1 if structure == "full" else 2
+def _matched(
+    draws: PyTree, layout: Layout, count: int, structure: AbstractStructure
+) -> AbstractGaussian:
+    structure = structure.over(layout)
+    needed = structure.largest_block(layout) + 1
     if count < needed:
         raise ValueError(
-            f"there are {count} draws, and the {structure} covariance of {layout.size} parameters "
-            f"needs at least {needed}, better ten times as many. Draw more, or use "
+            f"there are {count} draws, and the {structure.name} covariance of {layout.size} "
+            f"parameters needs at least {needed}, better ten times as many. Draw more, or use "
             "structure='diagonal'."
         )
     mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), draws)
-    precision = _precision(draws, mean, layout, structure)
-    return FAMILIES[structure].from_mean_precision(mean, precision)
+    return from_mean_precision(mean, _precision(draws, mean, layout, structure))
 
 
 def _precision(
-    draws: PyTree, mean: PyTree, layout: Layout, structure: Structure
-) -> Float[Array, "..."] | PyTree:
+    draws: PyTree, mean: PyTree, layout: Layout, structure: AbstractStructure
+) -> AbstractPrecision:
     message = (
         "draws are constant in some direction, and the Gaussian with their covariance has no "
         "density: leave out parameters that are fixed or determined by others, or draw more."
     )
     rows = jax.vmap(layout.ravel)(jax.tree.map(lambda x, m: x - m[None], draws, mean))
     reach = jnp.max(jnp.abs(rows), axis=0)
-    if structure == "isotropic":
+    is_one = isinstance(structure, Isotropic)
+    if is_one:
         reach = jnp.broadcast_to(jnp.max(reach), reach.shape)
     require(reach, jnp.all(reach > 0), message)
     rows = rows / reach[None]
     variance = jnp.sum(rows**2, axis=0) / (len(rows) - 1)
-    if structure == "isotropic":
-        return 1 / _held((jnp.sqrt(jnp.mean(variance)) * reach[0]) ** 2)
+    if is_one:
+        variance = jnp.broadcast_to(jnp.mean(variance), variance.shape)
     scale = jnp.sqrt(variance)
-    inverse_variance = 1 / _held((scale * reach) ** 2)
-    if structure == "diagonal":
-        return layout.unravel(inverse_variance)
-    correlation = (rows.T @ rows) / (len(rows) - 1) / jnp.outer(scale, scale)
-    smallest = eigh(correlation)[0][0]
-    determined = smallest > len(rows) ** 0.5 * jnp.finfo(correlation.dtype).eps
-    factor = cholesky(require(correlation, determined, message))
-    inverse = cho_solve(factor, jnp.eye(len(scale), dtype=scale.dtype))
-    deviation = scale * reach
-    return 0.5 * (inverse + inverse.T) / jnp.outer(deviation, deviation)
+    deviation = jnp.sqrt(_held((scale * reach) ** 2))
+    rows = rows / (jnp.sqrt(len(rows) - 1) * scale)[None]
+    correlation = structure.of_matrix(Rows(rows, layout), layout)
+    least = correlation.weakest()[0]
+    determined = least > len(rows) ** 0.5 * jnp.finfo(least.dtype).eps
+    inverse = require(correlation, determined, message).factor().inverse()
+    per_unit = layout.unravel(1 / deviation)
+    return jax.tree.map(jnp.multiply, inverse, structure.outer(per_unit, per_unit, layout))
 
 
 def _held(variance: Array) -> Array:

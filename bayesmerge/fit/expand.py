@@ -1,26 +1,22 @@
 """The loss near a point as a Gaussian factor: the surrogate ℓ̂ of GM-9 and FP-8."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import require_finite
-from bayesmerge.families.diagonal import DiagonalGaussian
-from bayesmerge.families.full import FullGaussian
-from bayesmerge.families.isotropic import IsotropicGaussian
-from bayesmerge.families.layout import Layout, as_arrays
+from bayesmerge.families.gaussian import AbstractGaussian, gaussian
+from bayesmerge.families.layout import as_arrays
+from bayesmerge.families.precision import (
+    AbstractPrecision,
+    AbstractStructure,
+    Structure,
+    as_structure,
+)
 from bayesmerge.fit.abstract_target import AbstractTarget
-from bayesmerge.fit.curvature import Kind, Structure, curvature
+from bayesmerge.fit.curvature import Kind, precision_of
 from bayesmerge.fit.optimise import require_kinds
-
-FAMILIES: dict[str, Any] = {
-    "full": FullGaussian,
-    "diagonal": DiagonalGaussian,
-    "isotropic": IsotropicGaussian,
-}
 
 
 def expand(
@@ -32,7 +28,7 @@ def expand(
     num_samples: int | None = None,
     key: PRNGKeyArray | None = None,
     block_size: int | None = None,
-) -> Any:
+) -> AbstractGaussian:
     r"""The loss around any point as a factor, $e^{-\hat\ell(\theta)}$ with
     $\hat\ell(\theta) = \ell(\bar\theta) + \nabla\ell(\bar\theta)^\top(\theta-\bar\theta)
     + \tfrac12\|\theta-\bar\theta\|^2_{H}$.
@@ -72,7 +68,7 @@ def expand(
     target.check(params)
     kind: Kind = curvature or ("ggn" if target.has_model else "hessian")
     look = _expand if target.is_streamed else _expand_compiled
-    factor = look(target, params, kind, structure, num_samples, key, block_size)
+    factor = look(target, params, kind, as_structure(structure), num_samples, key, block_size)
     return require_finite(factor, "the gradient and curvature of the loss at params")
 
 
@@ -80,23 +76,21 @@ def _expand(
     target: AbstractTarget,
     params: PyTree,
     kind: Kind,
-    structure: Structure,
+    structure: AbstractStructure,
     num_samples: int | None,
     key: PRNGKeyArray | None,
     block_size: int | None,
-) -> Any:
-    H = curvature(
+) -> AbstractGaussian:
+    H = precision_of(
         target, params, kind, structure, num_samples=num_samples, key=key, block_size=block_size
     )
     _, gradient = target.value_and_gradient(params)
-    return quadratic(params, gradient, H, structure)
+    return quadratic(params, gradient, H)
 
 
 _expand_compiled = eqx.filter_jit(_expand)
 
 
-def quadratic(at: PyTree, gradient: PyTree, H: Any, structure: Structure) -> Any:
-    """exp(−gᵀ(θ − θ̄) − ½‖θ − θ̄‖²_H), of the family that `structure` names."""
-    q = FAMILIES[structure](linear=at, precision=H, layout=Layout.of(at))
-    linear = jax.tree.map(jnp.subtract, q.multiply(at), gradient)
-    return eqx.tree_at(lambda q: q.linear, q, linear)
+def quadratic(at: PyTree, gradient: PyTree, H: AbstractPrecision) -> AbstractGaussian:
+    """exp(−gᵀ(θ − θ̄) − ½‖θ − θ̄‖²_H)."""
+    return gaussian(jax.tree.map(jnp.subtract, H.multiply(at), gradient), H)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.precision import AbstractStructure
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
-from bayesmerge.fit.curvature import Structure, curvature
+from bayesmerge.fit.curvature import precision_of
 from bayesmerge.fit.optimise import require_kinds
 
 Estimator: TypeAlias = Literal["hessian", "ggn", "fisher", "squared_gradients", "price"]
@@ -35,7 +36,8 @@ def expectation(q: AbstractGaussian, mean: PyTree, deviations: PyTree, at: At) -
     def one(deviation: PyTree) -> tuple[Any, Any, Any]:
         value, gradient, H = at(jax.tree.map(jnp.add, mean, deviation))
         if H is None:
-            H = q.entries(q.multiply(deviation), gradient)
+            structure = q.precision.structure
+            H = structure.outer(q.multiply(deviation), gradient, q.layout)
         return value, gradient, H
 
     first = jax.tree.map(lambda x: x[0], deviations)
@@ -46,12 +48,12 @@ def expectation(q: AbstractGaussian, mean: PyTree, deviations: PyTree, at: At) -
     return Expectation(*jax.tree.map(lambda x: x / count, total))
 
 
-def loss_at(target: AbstractTarget, kind: Estimator, structure: Structure) -> At:
+def loss_at(target: AbstractTarget, kind: Estimator, structure: AbstractStructure) -> At:
     """θ ↦ ℓ(θ), ∇ℓ(θ) and the curvature of the kind, none for `"price"`."""
 
     def at(theta: PyTree) -> tuple[Any, Any, Any]:
         value, gradient = target.value_and_gradient(theta)
-        H = None if kind == "price" else curvature(target, theta, kind, structure)
+        H = None if kind == "price" else precision_of(target, theta, kind, structure)
         return value, gradient, H
 
     return at

@@ -16,6 +16,7 @@ from bayesmerge.families.checks import require_finite
 from bayesmerge.families.diagonal import DiagonalGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
+from bayesmerge.families.precision import Diagonal, DiagonalPrecision, holds
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.convergence import compared, fresh_draws, settled
 from bayesmerge.fit.curvature import require_known
@@ -94,17 +95,17 @@ class IVON(AbstractMethod):
         if not isinstance(start, AbstractGaussian):
             params = require_finite(as_arrays(start, "start")[0], "start")
             return Trained(params, self.optimiser.init(params))
-        if start.breadth > DiagonalGaussian.breadth:
+        if not holds(Diagonal(), start.precision.structure):
             raise TypeError(
                 f"start is a {type(start).__name__}, and IVON's posterior is diagonal: start from "
                 "a `DiagonalGaussian`, or from its `mode()`."
             )
-        start = start.widen() if start.breadth < DiagonalGaussian.breadth else start
+        start = start.structured(Diagonal())
         params = start.mode()
         state = self.optimiser.init(params)
         h = jax.tree.map(
             lambda precision, d: (precision / self.ess - d).astype(jnp.float32),
-            start.precision,
+            start.precision.value,
             like(self.weight_decay, params),
         )
         return Trained(params, state._replace(hessian=h))
@@ -136,7 +137,7 @@ class IVON(AbstractMethod):
         centre = jax.tree.map(jnp.zeros_like, mean) if self.centre is None else self.centre
         precision = jax.tree.map(lambda d, m: (self.ess * d).astype(m.dtype), delta, mean)
         linear = jax.tree.map(jnp.multiply, precision, centre)
-        return DiagonalGaussian(linear=linear, precision=precision, layout=like_.layout)
+        return DiagonalGaussian(linear, DiagonalPrecision(precision, like_.layout))
 
     def posterior(self, inner: Trained) -> DiagonalGaussian:
         """q."""
@@ -202,7 +203,7 @@ def ivon(
     >>> prior = bm.IsotropicGaussian.from_mean_precision(jnp.zeros(1), 1.0)
     >>> q = bm.ivon(target, prior, key=jax.random.key(0), num_steps=10_000, learning_rate=0.005,
     ...             beta2=0.999, progress=False)
-    >>> q.mean().round(1), q.precision.round()
+    >>> q.mean().round(1), q.precision.value.round()
     (Array([1.], dtype=float32), Array([2.], dtype=float32))
 
     ```
@@ -354,12 +355,12 @@ def _for_target(
             f"prior N(0, 1/(ess·weight_decay)) has precision {effective * weight_decay:.6g}. Give "
             "one of them."
         )
-    if isinstance(prior, AbstractTarget) or prior.breadth > DiagonalGaussian.breadth:
+    if isinstance(prior, AbstractTarget) or not holds(Diagonal(), prior.precision.structure):
         raise TypeError(
             f"prior is a {type(prior).__name__}, and IVON's posterior is diagonal: use an "
             "`IsotropicGaussian` or a `DiagonalGaussian`, or `von` for full posteriors."
         )
-    decay = jax.tree.map(lambda precision: precision / effective, prior.precision)
+    decay = jax.tree.map(lambda precision: precision / effective, prior.precision.value)
     return IVON(count, effective, decay, prior.mode(), **options)
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 from bayesmerge.families.checks import is_concrete
 from bayesmerge.families.diagonal import DiagonalGaussian
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.precision import DiagonalPrecision
 from bayesmerge.fit.curvature import require_known
 from bayesmerge.fit.noise import normal_like
 from bayesmerge.fit.run import Schedule
@@ -237,7 +238,7 @@ def ivon_posterior(params: PyTree, state: Any) -> DiagonalGaussian:
         lambda h, d, m: (own.ess * (h + d)).astype(m.dtype), own.hessian, delta, params
     )
     linear = jax.tree.map(jnp.multiply, precision, params)
-    return DiagonalGaussian(linear=linear, precision=precision, layout=layout)
+    return DiagonalGaussian(linear, DiagonalPrecision(precision, layout))
 
 
 def own_state(state: Any) -> IVONState:

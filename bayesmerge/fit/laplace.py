@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import (
     ConvergenceWarning,
     all_finite,
@@ -20,12 +19,19 @@ from bayesmerge.families.checks import (
     require_finite,
     tell,
 )
-from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays, as_point
+from bayesmerge.families.precision import (
+    AbstractPrecision,
+    AbstractStructure,
+    Full,
+    Structure,
+    as_structure,
+)
+from bayesmerge.families.trees import tree_dot
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
-from bayesmerge.fit.curvature import Kind, Structure, curvature
+from bayesmerge.fit.curvature import Kind, precision_of
 from bayesmerge.fit.expand import expand, quadratic
 from bayesmerge.fit.optimise import (
     NEGLIGIBLE,
@@ -36,7 +42,6 @@ from bayesmerge.fit.optimise import (
     search,
 )
 from bayesmerge.fit.undetermined import explained
-from bayesmerge.linear_algebra import eigh
 from bayesmerge.origins import Origin, remember
 
 FAR = 1e4
@@ -60,7 +65,7 @@ def laplace(
     key: PRNGKeyArray | None = None,
     block_size: int | None = None,
     max_steps: int = 2000,
-) -> Any:
+) -> AbstractGaussian:
     r"""The Laplace posterior of a task,
     $q_t = \mathcal N(\theta_t, (H_0 + H_t)^{-1})$ with
     $\theta_t = \arg\min_\theta \ell_t(\theta) + \tfrac12\|\theta-\theta_0\|^2_{H_0}$.
@@ -70,8 +75,8 @@ def laplace(
       then H_0; `None` for that of the target, or else a flat one. With a flat
       prior, data that leave θ undetermined (separable classes) have no mode: the search drifts
       until the loss is flat, and the variance found is as large as the drift.
-    - `structure`: of H_t, `"full"`, `"diagonal"` or `"isotropic"`. The posterior is of the smallest
-      family that also holds the prior.
+    - `structure`: of H_t, `"full"`, `"diagonal"`, `"isotropic"`, or `Blocks()` for a matrix for
+      each leaf of θ. The posterior is of the smallest family that also holds the prior.
     - `curvature`: H_t, `"hessian"`, `"ggn"`, `"fisher"` or `"squared_gradients"` (see
       `bayesmerge.curvature`). By default the GGN for supervised targets, which is never
       indefinite, and the Hessian for others.
@@ -95,7 +100,8 @@ def laplace(
     `towards=prior.mode()`, or an average of all θ_t is often near enough to make previews by full
     matrices several times better. Diagonals can get worse (docs/results.md).
 
-    **Returns** an `IsotropicGaussian`, `DiagonalGaussian` or `FullGaussian`.
+    **Returns** a Gaussian: `IsotropicGaussian`, `DiagonalGaussian`, `BlockGaussian` or
+    `FullGaussian`.
 
     Not differentiable: gradients through the search for θ_t are not defined.
 
@@ -115,7 +121,7 @@ def laplace(
     >>> target = bm.Target(loss, (jnp.array([[1.0], [2.0]]), jnp.array([1.0, 3.0])))
     >>> prior = bm.FullGaussian.from_mean_precision(jnp.zeros(1), jnp.eye(1))
     >>> q = bm.laplace(target, prior)
-    >>> q.mode().round(6), q.precision
+    >>> q.mode().round(6), q.precision.value
     (Array([1.166667], dtype=float32), Array([[6.]], dtype=float32))
 
     ```
@@ -124,11 +130,12 @@ def laplace(
     """
     require_kinds(target, prior)
     loss, gaussian = absorb(target, prior)
+    entries = as_structure(structure)
     kind: Kind = curvature or ("ggn" if loss.has_model else "hessian")
     if towards is not None and gaussian is not None:
         towards = as_point(towards, gaussian.layout, "towards")
     if params is None:
-        method: Method = "newton" if structure == "full" else "lbfgs"
+        method: Method = "newton" if isinstance(entries, Full) else "lbfgs"
         found = search(loss, gaussian, start, method, max_steps)
     else:
         found = _trained(loss, gaussian, params)
@@ -138,7 +145,7 @@ def laplace(
     exact = None if loss is target else loss.targets[1]
     fit = _posterior_at if loss.is_streamed else _posterior_at_compiled
     posterior, likelihood, proper, distance = fit(
-        target, exact, gaussian, found, towards, kind, structure, num_samples, key, block_size
+        target, exact, gaussian, found, towards, kind, entries, num_samples, key, block_size
     )
     where = "at the mode" if towards is None else "on average from the mode to `towards`"
     elsewhere = "" if towards is None else (
@@ -169,20 +176,18 @@ def laplace(
     )
 
     def smallest() -> str:
-        least = f"The smallest eigenvalue or entry is {posterior.smallest_precision():.6g}"
-        if isinstance(posterior, FullGaussian) and kind != "hessian":
-            why = explained(loss, found.params, kind, posterior.precision, has_prior)
-            return f"{least}{mostly()}. {why}"
-        return f"{least}{mostly()}."
-
-    def mostly() -> str:
-        if not isinstance(posterior, FullGaussian) or not all_finite(posterior.precision):
-            return ""
+        precision = posterior.precision
+        least, direction = precision.weakest()
+        told = f"The smallest eigenvalue or entry is {least:.6g}"
+        if precision.structure.is_entrywise or not all_finite(precision):
+            return f"{told}."
         layout = posterior.layout
-        weakest = jnp.abs(eigh(posterior.precision)[1][:, 0])
-        sizes = [jnp.max(x, initial=0).item() for x in jax.tree.leaves(layout.unravel(weakest))]
-        name = layout.names[sizes.index(max(sizes))] or "theta"
-        return f", in a direction of mostly {name}"
+        sizes = [jnp.max(jnp.abs(x), initial=0).item() for x in jax.tree.leaves(direction)]
+        mostly = f", in a direction of mostly {layout.names[sizes.index(max(sizes))] or 'theta'}"
+        if kind == "hessian":
+            return f"{told}{mostly}."
+        why = explained(loss, found.params, kind, precision.dense(), has_prior)
+        return f"{told}{mostly}. {why}"
 
     posterior, likelihood = require((posterior, likelihood), proper, message, smallest)
     tell(_warn_if_far, (distance, found.steps), is_given=params is not None)
@@ -258,7 +263,7 @@ def _posterior_at(
     mode: Mode,
     towards: PyTree | None,
     kind: Kind,
-    structure: Structure,
+    structure: AbstractStructure,
     num_samples: int | None,
     key: PRNGKeyArray | None,
     block_size: int | None,
@@ -267,19 +272,19 @@ def _posterior_at(
     one more loss, with its curvature at θ_t in H_t."""
     theta, layout = mode.params, Layout.of(mode.params)
 
-    def at(loss: AbstractTarget, theta: PyTree) -> Any:
-        return curvature(
+    def at(loss: AbstractTarget, theta: PyTree) -> AbstractPrecision:
+        return precision_of(
             loss, theta, kind, structure, num_samples=num_samples, key=key, block_size=block_size
         )
 
     H = at(target, theta) if towards is None else _average(at, target, theta, towards)
     if exact is not None:
-        H = jax.tree.map(jnp.add, H, at(exact, theta))
+        H = H.plus(at(exact, theta))
     if prior is None:
-        posterior = likelihood = quadratic(theta, jax.tree.map(jnp.zeros_like, theta), H, structure)
+        posterior = likelihood = quadratic(theta, jax.tree.map(jnp.zeros_like, theta), H)
     else:
         gradient = prior.multiply(jax.tree.map(jnp.subtract, prior.mode(), theta))
-        likelihood = quadratic(theta, gradient, H, structure)
+        likelihood = quadratic(theta, gradient, H)
         posterior = likelihood * prior
     distance = jnp.sqrt(posterior.squared_length(mode.gradient) / layout.size)
     return posterior, likelihood, posterior.is_proper(), distance

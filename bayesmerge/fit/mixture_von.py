@@ -11,6 +11,7 @@ import os
 import warnings
 from typing import Any, ClassVar, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.base import unstack
 from bayesmerge.families.checks import ConvergenceWarning
-from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.gaussian import AbstractGaussian, gaussian
+from bayesmerge.families.precision import (
+    AbstractPrecision,
+    AbstractStructure,
+    Structure,
+    as_structure,
+)
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.convergence import (
@@ -29,8 +36,7 @@ from bayesmerge.fit.convergence import (
     left_of_start,
     settled,
 )
-from bayesmerge.fit.curvature import Structure, require_known
-from bayesmerge.fit.expand import quadratic
+from bayesmerge.fit.curvature import require_known
 from bayesmerge.fit.expectation import At, Estimator, expectation, loss_at
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.run import AbstractMethod, Schedule, run
@@ -70,7 +76,7 @@ class MixtureVON(AbstractMethod):
 
     shown: ClassVar[str] = "elbo"
     prior: AbstractGaussian | None
-    structure: Structure = "full"
+    structure: AbstractStructure = eqx.field(converter=as_structure, default="full")
     curvature: Estimator = "ggn"
     num_samples: int = 8
     resample: bool = True
@@ -78,7 +84,6 @@ class MixtureVON(AbstractMethod):
     weight_step_size: float | Schedule = 0.01
 
     def __check_init__(self) -> None:
-        require_known("structure", self.structure, Structure)
         require_known("curvature", self.curvature, Estimator)
         require_even("num_samples", self.num_samples)
         require_step_size("step_size", self.step_size)
@@ -119,23 +124,21 @@ class MixtureVON(AbstractMethod):
         """θ ↦ h(θ) = log q − log p_0 + ℓ, its gradient and, of the kind that the components'
         precisions are, its curvature, none for `"price"`."""
         loss = loss_at(target, self.curvature, self.structure)
-        like = jax.tree.map(lambda x: x[0], mixture.components)
+        structure = mixture.components.precision.structure
+        prior = None if self.prior is None else self.prior.structured(structure)
 
         def h(theta: PyTree) -> tuple[Any, Any, Any]:
             value, gradient, H = loss(theta)
             log_q, slope, bend = _log_derivatives(mixture, theta)
             value, gradient = value + log_q, jax.tree.map(jnp.add, gradient, slope)
-            if self.prior is not None:
-                prior = like.aligned_with(self.prior)[1]
+            if prior is not None:
                 pull = jax.tree.map(jnp.subtract, prior.multiply(theta), prior.linear)
                 value = value - prior.log_prob(theta)
                 gradient = jax.tree.map(jnp.add, gradient, pull)
-                bend = jax.tree.map(jnp.add, bend, prior.precision)
+                bend = bend.plus(prior.precision)
             if H is None:
                 return value, gradient, None
-            factor = quadratic(theta, gradient, H, self.structure)
-            H = like.aligned_with(factor)[1].precision
-            return value, gradient, jax.tree.map(jnp.add, H, bend)
+            return value, gradient, structure.convert(H).plus(bend)
 
         return h
 
@@ -215,7 +218,7 @@ def mixture_von(
     target, prior = absorb(target, prior)
     method = MixtureVON(
         prior=prior,
-        structure=structure,
+        structure=as_structure(structure),
         curvature=curvature or ("ggn" if target.has_model else "hessian"),
         num_samples=num_samples,
         resample=resample,
@@ -225,13 +228,13 @@ def mixture_von(
     key = as_key(key)
     if isinstance(start, Mixture):
         members = [
-            starting_gaussian(target, prior, structure, method.curvature, q)
+            starting_gaussian(target, prior, method.structure, method.curvature, q)
             for q in unstack(start.components)
         ]
         gaussians = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
         first = method.init(Mixture(start.weights, gaussians))
     else:
-        q = starting_gaussian(target, prior, structure, method.curvature, start)
+        q = starting_gaussian(target, prior, method.structure, method.curvature, start)
         first = _around(q, num_components, spread, jax.random.fold_in(key, 1))
     last = run(
         method,
@@ -267,12 +270,12 @@ def _around(q: Any, K: int, spread: float, key: PRNGKeyArray) -> Components:
 
     def shifted(deviation: PyTree) -> Any:
         centre = jax.tree.map(lambda m, d: m + spread * d, mean, deviation)
-        return type(q)(linear=q.multiply(centre), precision=q.precision, layout=q.layout)
+        return gaussian(q.multiply(centre), q.precision)
 
     return Components(jnp.full(K, -jnp.log(K)), jax.vmap(shifted)(drawn))
 
 
-def _log_derivatives(mixture: Mixture, theta: PyTree) -> tuple[Array, PyTree, PyTree]:
+def _log_derivatives(mixture: Mixture, theta: PyTree) -> tuple[Array, PyTree, AbstractPrecision]:
     """log q, ∇log q = Σ r_k s_k =: s, and ∇²log q = Σ r_k (s_ks_kᵀ − P_k) − ssᵀ, of the kind that
     precisions are, with responsibilities r_k and s_k = P_k(μ_k − θ)."""
     log_joint = mixture.log_joint(theta)
@@ -284,14 +287,17 @@ def _log_derivatives(mixture: Mixture, theta: PyTree) -> tuple[Array, PyTree, Py
     def pull(q: Any, mean: PyTree) -> PyTree:
         return q.multiply(jax.tree.map(jnp.subtract, mean, theta))
 
-    def square(q: Any, slope: PyTree) -> PyTree:
-        return jax.tree.map(jnp.subtract, q.entries(slope, slope), q.precision)
+    components = mixture.components
+    structure, layout = components.precision.structure, mixture.layout
 
-    slopes = jax.vmap(pull)(mixture.components, mixture.means)
+    def square(q: Any, slope: PyTree) -> AbstractPrecision:
+        return structure.outer(slope, slope, layout).plus(q.precision, -1.0)
+
+    slopes = jax.vmap(pull)(components, mixture.means)
     slope = average(slopes)
-    inner = average(jax.vmap(square)(mixture.components, slopes))
-    outer = jax.tree.map(lambda x: x[0], mixture.components).entries(slope, slope)
-    return logsumexp(log_joint), slope, jax.tree.map(jnp.subtract, inner, outer)
+    inner = average(jax.vmap(square)(components, slopes))
+    outer = structure.outer(slope, slope, layout)
+    return logsumexp(log_joint), slope, inner.plus(outer, -1.0)
 
 
 def _warn_if_collapsed(weights: np.ndarray) -> None:

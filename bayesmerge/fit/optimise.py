@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import (
     ConvergenceWarning,
     all_finite,
@@ -23,9 +22,9 @@ from bayesmerge.families.checks import (
     require_finite,
     tell,
 )
-from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
+from bayesmerge.families.trees import tree_dot
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.conjugate_gradients import diagonal_of, solved
@@ -259,11 +258,8 @@ class Objective(eqx.Module):
 
     def precision(self, theta: PyTree, kind: Kind) -> Float[Array, "P P"]:
         """H + H_0."""
-        layout = Layout.of(theta)
-        likelihood = FullGaussian(
-            linear=theta, precision=curvature(self.target, theta, kind), layout=layout
-        )
-        return likelihood.precision if self.prior is None else (likelihood * self.prior).precision
+        H = curvature(self.target, theta, kind)
+        return H if self.prior is None else H + self.prior.precision.dense()
 
 
 def _find_mode(

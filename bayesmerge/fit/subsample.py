@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import require_finite
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import as_arrays, as_point
+from bayesmerge.families.trees import tree_dot
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.optimise import require_kinds
 from bayesmerge.fit.target import JointTarget, Target

@@ -20,8 +20,8 @@ from bayesmerge.fit.optimise import find_mode
 
 NO_START = (
     "the Gaussian factors and the prior have no maximum together near the tasks' modes: the "
-    "shards' likelihoods are not concave there, or weights below zero take away more than there "
-    "is. Look for the joint mode with "
+    "shards' likelihoods are not concave there, or weights below zero subtract more precision "
+    "than the posteriors have. Look for the joint mode with "
     "`find_mode(JointTarget(targets, weights))` and expand there with `refine`, or choose other "
     "coordinates (centred or not) of the model."
 )
@@ -88,7 +88,7 @@ class Tilted(AbstractPosterior):
 
         - `params`: θ̂; by default `mode()`.
 
-        **Returns** a `FullGaussian`, improper where H is not positive definite.
+        **Returns** a Gaussian, improper where H is not positive definite.
         """
         theta = self.mode() if params is None else params
         if self.batch_shape:

@@ -13,10 +13,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from bayesmerge.families.base import tree_dot
 from bayesmerge.families.checks import require
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import as_arrays
+from bayesmerge.families.precision import (
+    AbstractPrecision,
+    AbstractStructure,
+    Full,
+    Structure,
+    as_structure,
+    join,
+)
+from bayesmerge.families.trees import tree_dot
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.convergence import (
@@ -26,8 +34,8 @@ from bayesmerge.fit.convergence import (
     left_of_start,
     settled,
 )
-from bayesmerge.fit.curvature import Kind, Structure, curvature_product, require_known
-from bayesmerge.fit.expand import FAMILIES, quadratic
+from bayesmerge.fit.curvature import Kind, curvature_product, require_known
+from bayesmerge.fit.expand import quadratic
 from bayesmerge.fit.expectation import Estimator, expectation, loss_at
 from bayesmerge.fit.laplace import laplace
 from bayesmerge.fit.optimise import require_kinds
@@ -55,14 +63,13 @@ class VON(AbstractMethod):
 
     shown: ClassVar[str] = "elbo"
     prior: AbstractGaussian | None
-    structure: Structure = "full"
+    structure: AbstractStructure = eqx.field(converter=as_structure, default="full")
     curvature: Estimator = "ggn"
     num_samples: int = 8
     resample: bool = True
     step_size: float | Schedule = RobbinsMonro()
 
     def __check_init__(self) -> None:
-        require_known("structure", self.structure, Structure)
         require_known("curvature", self.curvature, Estimator)
         require_even("num_samples", self.num_samples)
         require_step_size("step_size", self.step_size)
@@ -76,18 +83,18 @@ class VON(AbstractMethod):
             key if self.resample else jax.random.key(0), self.num_samples // 2
         )
         loss = expectation(q, mean, deviations, loss_at(target, self.curvature, self.structure))
-        fresh = quadratic(mean, loss.gradient, loss.curvature, self.structure)
+        fresh = quadratic(mean, loss.gradient, loss.curvature)
         bound = -loss.value + q.entropy()
         if self.prior is not None:
             fresh = fresh * self.prior
             bound = -loss.value - q.kl_divergence(self.prior)
         rho = at_step(self.step_size, t)
-        fresh = q**0.0 * fresh
+        fresh = fresh.structured(q.precision.structure)
         gradient = jax.tree.map(jnp.subtract, fresh.multiply(mean), fresh.linear)
-        G = jax.tree.map(jnp.subtract, fresh.precision, q.precision)
+        G = fresh.precision.plus(q.precision, -1.0)
         step = plain_step if self.curvature in NEVER_INDEFINITE else improved_step
         new, down = step(q, gradient, G, rho)
-        if self.structure != "full" or self.curvature not in NEVER_INDEFINITE:
+        if not isinstance(self.structure, Full) or self.curvature not in NEVER_INDEFINITE:
             rho = stable(rho, target, self.prior, mean, gradient, down, self.curvature)
         return moved_to(new, mean, down, rho), {"elbo": bound}
 
@@ -111,7 +118,7 @@ def von(
     batch_size: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | str = True,
-) -> Any:
+) -> AbstractGaussian:
     r"""The variational Gaussian posterior of a task,
     $q_t = \arg\min_q E_q[\ell_t] + \mathrm{KL}(q \,\|\, p_0)$, by variational online Newton.
 
@@ -129,8 +136,8 @@ def von(
     - `target`: ℓ_t, with per-example losses that are summed.
     - `prior`: p_0 = N(θ_0, H_0⁻¹); `None` for that of the target, or else a flat one.
     - `key`: of all randomness.
-    - `structure`: of q, `"full"`, `"diagonal"` or `"isotropic"`; the posterior is of the smallest
-      family that also holds the prior.
+    - `structure`: of q, `"full"`, `"diagonal"`, `"isotropic"` or `Blocks()`; the posterior is of
+      the smallest family that also holds the prior.
     - `curvature`: what stands for ∇²ℓ: a kind of `bayesmerge.curvature`, or `"price"` for none at
       all, E_q[∇²ℓ] being estimated from gradients by Price's theorem. By default the GGN for
       supervised targets and the Hessian for others.
@@ -147,8 +154,8 @@ def von(
     - `checkpoint`, `progress`: as in `bayesmerge.fit.run`, which also returns the history of the
       evidence lower bound and a state to continue from.
 
-    **Returns** an `IsotropicGaussian`, `DiagonalGaussian` or `FullGaussian`: q after the last step,
-    or the start where that has the higher evidence lower bound.
+    **Returns** a Gaussian: q after the last step, or the start where that has the higher evidence
+    lower bound.
 
     **Warns** with a `ConvergenceWarning` where the next step of natural gradients would move q by
     more than a tenth of its standard deviations (root mean square over parameters) beyond the noise
@@ -164,7 +171,7 @@ def von(
     >>> target = bm.Target.supervised(lambda w, x: x @ w, "bernoulli", (x, y))
     >>> prior = bm.FullGaussian.from_mean_precision(jnp.zeros(1), jnp.eye(1))
     >>> q = bm.von(target, prior, key=jax.random.key(0), num_samples=200, progress=False)
-    >>> q.mean().round(1), q.precision.round(1)
+    >>> q.mean().round(1), q.precision.value.round(1)
     (Array([1.], dtype=float32), Array([[1.9]], dtype=float32))
 
     ```
@@ -177,13 +184,13 @@ def von(
     target, prior = absorb(target, prior)
     method = VON(
         prior=prior,
-        structure=structure,
+        structure=as_structure(structure),
         curvature=curvature or ("ggn" if target.has_model else "hessian"),
         num_samples=num_samples,
         resample=resample,
         step_size=(RobbinsMonro() if resample else 0.5) if step_size is None else step_size,
     )
-    first = starting_gaussian(target, prior, structure, method.curvature, start)
+    first = starting_gaussian(target, prior, method.structure, method.curvature, start)
     last = run(
         method,
         target,
@@ -208,17 +215,20 @@ def von(
     return remember(posterior, Origin(held))
 
 
-def plain_step(q: Any, gradient: PyTree, G: PyTree, rho: Float[Array, ""]) -> tuple[Any, PyTree]:
+def plain_step(
+    q: Any, gradient: PyTree, G: AbstractPrecision, rho: Float[Array, ""]
+) -> tuple[Any, PyTree]:
     """Λ ← Λ + ρG, and Λ⁻¹g with the new Λ."""
-    new = eqx.tree_at(lambda q: q.precision, q, add_scaled(q.precision, rho, G))
+    new = eqx.tree_at(lambda q: q.precision, q, q.precision.plus(G, rho))
     return new, new.solve(gradient)
 
 
-def improved_step(q: Any, gradient: PyTree, G: PyTree, rho: Float[Array, ""]) -> tuple[Any, PyTree]:
+def improved_step(
+    q: Any, gradient: PyTree, G: AbstractPrecision, rho: Float[Array, ""]
+) -> tuple[Any, PyTree]:
     """Λ ← Λ + ρG + ½ρ²GΛ⁻¹G = ½[Λ + (Λ + ρG)Λ⁻¹(Λ + ρG)], positive definite for every G, and
     Λ⁻¹g with the old Λ (Lin, Schmidt & Khan 2020)."""
-    precision = add_scaled(q.precision, rho, G)
-    precision = add_scaled(precision, 0.5 * rho**2, q.sandwich(G))
+    precision = q.precision.plus(G, rho).plus(q.precision.sandwich(G), 0.5 * rho**2)
     return eqx.tree_at(lambda q: q.precision, q, precision), q.solve(gradient)
 
 
@@ -254,10 +264,10 @@ def add_scaled(x: PyTree, scale: Float[Array, ""], y: PyTree) -> PyTree:
 def starting_gaussian(
     target: AbstractTarget,
     prior: AbstractGaussian | None,
-    structure: Structure,
+    structure: AbstractStructure,
     curvature: Estimator,
     start: Any,
-) -> Any:
+) -> AbstractGaussian:
     """`start` where it is a Gaussian, or else the Laplace posterior, found from `start`."""
     if not isinstance(start, AbstractGaussian):
         kind: Kind = "squared_gradients" if curvature == "price" else curvature
@@ -268,10 +278,9 @@ def starting_gaussian(
     target.check(start.mode())
     if prior is not None:
         prior.layout.require_same(start.layout, "prior and start")
-        start = start * prior**0.0
-    while start.breadth < FAMILIES[structure].breadth:
-        start = start.widen()
-    return start
+        start = start.structured(join(start.precision.structure, prior.precision.structure))
+    own = start.precision.structure
+    return start.structured(join(own, structure.over(start.layout)))
 
 
 def at_step(size: float | Schedule, t: Int[Array, ""], most: float = 1.0) -> Float[Array, ""]:

@@ -18,10 +18,11 @@ import numpy as np
 from jax.nn import logsumexp, softmax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from bayesmerge.families.base import AbstractExponentialFamily, tree_dot
+from bayesmerge.families.base import AbstractExponentialFamily
 from bayesmerge.families.checks import unchecked
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.trees import tree_dot
 from bayesmerge.mixtures import entrywise
 
 MEMORY = 6

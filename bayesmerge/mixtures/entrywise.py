@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from bayesmerge.families.diagonal import DiagonalGaussian
-from bayesmerge.families.isotropic import IsotropicGaussian
+from bayesmerge.families.gaussian import AbstractGaussian
 
 BLOCK = 8192
 
@@ -26,8 +25,10 @@ class Block(NamedTuple):
 
 
 def are_entrywise(components: Sequence[Any]) -> bool:
-    """Whether every batch of components is of isotropic or diagonal Gaussians."""
-    return all(isinstance(q, (IsotropicGaussian, DiagonalGaussian)) for q in components)
+    """Whether every batch of components is of Gaussians without correlations."""
+    return all(
+        isinstance(q, AbstractGaussian) and q.precision.structure.is_entrywise for q in components
+    )
 
 
 def log_ratios(
@@ -118,10 +119,9 @@ def _leaves(
         if not c.size:
             continue
         linear = [jax.tree.leaves(q.linear)[i].reshape(-1, c.size) for q in components]
+        precision = [q.precision.of_leaf(i) for q in components]
         precision = [
-            jax.tree.leaves(q.precision)[i].reshape(-1, c.size)
-            if isinstance(q, DiagonalGaussian)
-            else q.precision.reshape(-1, 1)
-            for q in components
+            x.reshape(-1, c.size if x.ndim > len(q.batch_shape) else 1)
+            for q, x in zip(components, precision, strict=True)
         ]
         yield linear, precision, c.reshape(-1)

@@ -61,8 +61,8 @@ class Expansion(eqx.Module):
         log_weights = _log_integrals(ridge, jnp.asarray(terms))
         if not jnp.all(log_weights < jnp.inf):
             raise ValueError(
-                "a term of the product is improper: negative exponents take away more than there "
-                "is. Use smaller weights."
+                "a term of the product is improper: negative exponents subtract more than the "
+                "factors have. Use smaller weights."
             )
         return cls(ridge, jnp.asarray(powers, terms.dtype), jnp.asarray(terms), log_weights)
 

@@ -5,19 +5,17 @@ $-\nabla^2 \sum_t \alpha_t \log q_t = \sum_{t,k} \alpha_t \hat\pi_{tk} \Lambda_{
 minorizer less the disagreement of the components.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.families.checks import require
-from bayesmerge.families.diagonal import DiagonalGaussian
-from bayesmerge.families.full import FullGaussian
-from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.gaussian import AbstractGaussian, from_mean_precision, gaussian
+from bayesmerge.families.precision import Diagonal, Structure, as_structure, join
+from bayesmerge.families.precision.rows import Rows
 from bayesmerge.mixtures.climb import is_single, minorizer, repeat, split
-
-Structure = Literal["full", "diagonal"]
 
 
 def laplace_at(
@@ -35,10 +33,8 @@ def laplace_at(
     shares = [jnp.ones(1) if is_single(q) else q.responsibilities(theta) for q in factors]
     weights = repeat(factors, exponents) * jnp.concatenate(shares)
     peak = minorizer(factors, weights)
-    if structure is None:
-        structure = "full" if isinstance(peak, FullGaussian) else "diagonal"
-    while peak.breadth < (2 if structure == "full" else 1):
-        peak = peak.widen()
+    own = peak.precision.structure
+    entries = join(own, Diagonal()) if structure is None else as_structure(structure)
     rows = jnp.concatenate(
         [
             _deviations(q, w, theta)
@@ -47,14 +43,9 @@ def laplace_at(
         ]
     )
     layout = peak.layout
-    if structure == "full":
-        precision = peak.precision - rows.T @ rows
-        return _require_maximum(FullGaussian.from_natural_parameters(theta, precision), theta)
-    complete = (
-        jnp.diag(peak.precision) if isinstance(peak, FullGaussian) else layout.ravel(peak.precision)
-    )
-    precision = layout.unravel(complete - jnp.sum(rows**2, axis=0))
-    return _require_maximum(DiagonalGaussian.from_natural_parameters(theta, precision), theta)
+    missing = entries.of_matrix(Rows(rows, layout), layout)
+    precision = entries.convert(peak.precision).plus(missing, -1.0)
+    return _require_maximum(gaussian(precision.multiply(theta), precision), theta)
 
 
 def _require_maximum(q: Any, theta: PyTree) -> Any:
@@ -66,7 +57,7 @@ def _require_maximum(q: Any, theta: PyTree) -> Any:
     q = require(
         q, q.is_proper(), message, lambda: f"Smallest: {float(q.smallest_precision()):.6g}."
     )
-    return type(q).from_mean_precision(theta, q.precision)
+    return from_mean_precision(theta, q.precision)
 
 
 def _deviations(mixture: Any, weights: Float[Array, " K"], theta: PyTree) -> Float[Array, "K P"]:

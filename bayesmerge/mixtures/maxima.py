@@ -123,7 +123,7 @@ def find_maxima(
     found = _climbs_sorted(product, starts, allowed, jnp.asarray(max_steps), accelerate)
     message = (
         "every climb met a density that is not finite: starts lie where no component has any "
-        "density, or exponents take away more than there is."
+        "density, or exponents subtract more than the posteriors have."
     )
 
     def which() -> str:

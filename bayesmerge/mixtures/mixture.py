@@ -315,6 +315,6 @@ def _as_batch(components: Any) -> Any:
     if is_concrete(components) and not _are_proper(components):
         raise ValueError(
             "a component is improper, and a mixture needs normalised components: a quotient of "
-            "posteriors can take away more than there is; multiply by a prior first."
+            "posteriors can subtract more than the posteriors have; multiply by a prior first."
         )
     return components

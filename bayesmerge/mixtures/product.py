@@ -23,11 +23,12 @@ from bayesmerge.families.checks import (
 )
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.precision import Structure
 from bayesmerge.families.show import safely, show_product
 from bayesmerge.keys import as_key
 from bayesmerge.mixtures.climb import is_single, minorizer, repeat
 from bayesmerge.mixtures.expansion import Expansion
-from bayesmerge.mixtures.information import Structure, laplace_at
+from bayesmerge.mixtures.information import laplace_at
 from bayesmerge.mixtures.maxima import MAX_STEPS, Maxima, Starts, find_maxima, warn_if_short
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -214,9 +215,10 @@ class Product(AbstractLazyPosterior):
         less what the components disagree about (Louis's identity).
 
         - `params`: θ̂; by default `mode()`. Those of `maxima().distinct()` give one for each mode.
-        - `structure`: `"full"`, or `"diagonal"` for the diagonal of H; by default as the factors.
+        - `structure`: `"full"`, `"diagonal"` for the diagonal of H, or `Blocks()`; by default as
+          the factors.
 
-        **Returns** a `FullGaussian` or `DiagonalGaussian`.
+        **Returns** a Gaussian.
 
         **Raises** `TypeError` for factors that are not Gaussian, `ValueError` where H is not
         positive definite: `params` is no maximum.
@@ -224,8 +226,6 @@ class Product(AbstractLazyPosterior):
         Source: Louis (1982), *Finding the Observed Information Matrix when Using the EM Algorithm*.
         """
         self._require_one_weighting("laplace")
-        if structure not in (None, "full", "diagonal"):
-            raise ValueError(f"structure is '{structure}', and it must be 'full' or 'diagonal'.")
         theta = self.mode() if params is None else params
         return laplace_at(self.factors, self.exponents, theta, structure)
 

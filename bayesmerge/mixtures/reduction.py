@@ -10,10 +10,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 from bayesmerge.families.base import AbstractExponentialFamily
-from bayesmerge.families.diagonal import DiagonalGaussian
-from bayesmerge.families.full import FullGaussian
-from bayesmerge.families.isotropic import IsotropicGaussian
-from bayesmerge.linear_algebra import cho_solve, cholesky, solve
+from bayesmerge.families.gaussian import AbstractGaussian, gaussian
+from bayesmerge.families.precision.rows import Rows
+from bayesmerge.linear_algebra import solve
 
 NEWTON_STEPS = 50
 HALVINGS = 40
@@ -21,10 +20,8 @@ HALVINGS = 40
 
 def nearest_member(weights: Float[Array, " K"], components: Any) -> Any:
     """argmin_p KL(Σ_k π_k q_k ‖ p), the p with E_p[T] = Σ_k π_k E_k[T]."""
-    if isinstance(components, FullGaussian):
-        return _nearest_full(weights, components)
-    if isinstance(components, (DiagonalGaussian, IsotropicGaussian)):
-        return _nearest_entrywise(weights, components)
+    if isinstance(components, AbstractGaussian):
+        return _nearest_gaussian(weights, components)
     return _nearest_by_newton(weights, components)
 
 
@@ -97,32 +94,18 @@ def _average(weights: Float[Array, " K"], x: Array) -> Array:
     return jnp.tensordot(weights.astype(x.dtype), x, axes=1)
 
 
-def _moments(weights: Float[Array, " K"], components: Any) -> tuple[Any, Any, Any]:
-    """μ, the deviations of the components' means from it, and the mean of their variances."""
+def _nearest_gaussian(weights: Float[Array, " K"], components: AbstractGaussian) -> Any:
+    """The Gaussian with the same mean and, as far as its structure keeps it, covariance."""
+    structure, layout = components.precision.structure, components.layout
     means = components.mean()
     mean = jax.tree.map(lambda x: _average(weights, x), means)
     away = jax.tree.map(lambda x, m: x - m[None], means, mean)
-    variance = jax.tree.map(lambda x: _average(weights, x), components.variance())
-    return mean, away, variance
-
-
-def _nearest_full(weights: Float[Array, " K"], components: FullGaussian) -> FullGaussian:
-    layout = components.layout
-    mean, away, _ = _moments(weights, components)
-    rows = jax.vmap(layout.ravel)(away)
-    covariance = _average(weights, components.covariance()) + rows.T @ (weights[:, None] * rows)
-    factor = cholesky(covariance)
-    precision = cho_solve(factor, jnp.eye(layout.size, dtype=rows.dtype))
-    return FullGaussian.from_mean_precision(mean, 0.5 * (precision + precision.T))
-
-
-def _nearest_entrywise(weights: Float[Array, " K"], components: Any) -> Any:
-    mean, away, variance = _moments(weights, components)
-    variance = jax.tree.map(lambda v, d: v + _average(weights, d**2), variance, away)
-    if isinstance(components, DiagonalGaussian):
-        return DiagonalGaussian.from_mean_precision(mean, jax.tree.map(lambda v: 1 / v, variance))
-    average = jnp.mean(components.layout.ravel(variance))
-    return IsotropicGaussian.from_mean_precision(mean, 1 / average)
+    own = jax.vmap(lambda q: q.precision.factor().inverse())(components)
+    within = jax.tree.map(lambda x: _average(weights, x), own)
+    rows = jnp.sqrt(weights)[:, None] * jax.vmap(layout.ravel)(away)
+    covariance = within.plus(structure.of_matrix(Rows(rows, layout), layout))
+    precision = covariance.factor().inverse()
+    return gaussian(precision.multiply(mean), precision)
 
 
 @eqx.filter_jit

@@ -192,6 +192,6 @@ def _require_maxima(value: Float[np.ndarray, " A"], alphas: Float[np.ndarray, "A
         row = int(lost[0])
         raise ValueError(
             f"row {row} of the weightings, exponents {alphas[row].round(6).tolist()} (that of the "
-            "prior first, if there is one), takes away more than there is: the product has no "
-            "maximum. Use smaller weights."
+            "prior first, if there is one), subtracts more than the posteriors have: the product "
+            "has no maximum. Use smaller weights."
         )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import ReshapeTransform
@@ -19,7 +19,6 @@ from numpyro.primitives import Messenger
 from bayesmerge.families.beta import Beta
 from bayesmerge.families.checks import is_concrete
 from bayesmerge.families.dirichlet import Dirichlet
-from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gamma import Gamma
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
@@ -184,7 +183,7 @@ class _Chain:
         if not isinstance(mean, dict):
             raise TypeError("the posterior is not over a dictionary of sites, such as a model's.")
         self.means = {name: jnp.asarray(x) for name, x in mean.items()}
-        self.covariance = covariance_of(posterior) if _is_full(posterior) else None
+        self.covariance = posterior.covariance() if _is_full(posterior) else None
         self.sds = jax.tree.map(jnp.sqrt, posterior.variance())
         self.columns = _columns(posterior.layout)
         self._known: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
@@ -275,13 +274,6 @@ class _Drawn(Messenger):
             self.seen[msg["name"]] = sites.unconstrain(msg)
 
 
-def covariance_of(posterior: AbstractGaussian) -> Float[Array, "P P"]:
-    """Λ⁻¹ of a full Gaussian."""
-    layout = posterior.layout
-    column = lambda e: layout.ravel(posterior.solve(layout.unravel(e)))  # noqa: E731
-    return jax.vmap(column)(jnp.eye(layout.size, dtype=jnp.result_type(*layout.dtypes)))
-
-
 def _columns(layout: Layout) -> dict[str, np.ndarray]:
     """Which entries of the flat θ belong to a site."""
     sizes = [math.prod(shape) for shape in layout.shapes]
@@ -296,14 +288,14 @@ def _as_gaussian(posterior: Any) -> Any:
 
 
 def _is_full(posterior: Any) -> bool:
-    return isinstance(posterior, FullGaussian)
+    return not posterior.precision.structure.is_entrywise
 
 
 def _gaussian(posterior: AbstractGaussian, model: Any) -> Any:
     mean = posterior.mode()
     if not isinstance(mean, dict):
         if _is_full(posterior):
-            return dist.MultivariateNormal(mean, precision_matrix=posterior.precision)
+            return dist.MultivariateNormal(mean, precision_matrix=posterior.precision.dense())
         deviation = jax.tree.map(jnp.sqrt, posterior.variance())
         ndim = len(posterior.layout.shapes[0])
         return dist.Normal(mean, jnp.broadcast_to(deviation, mean.shape)).to_event(ndim)

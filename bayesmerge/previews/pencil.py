@@ -12,8 +12,6 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
-from bayesmerge.families.full import FullGaussian
-
 
 class Line(NamedTuple):
     """θ(e) = X `coefficients`, and sD + t, the diagonal of XᵀΛ(e)X."""
@@ -55,10 +53,4 @@ def _dimensions(exponents: Float[np.ndarray, "A K"]) -> int:
 
 def _precision(factors: list[Any], exponents: Float[np.ndarray, " K"]) -> Any:
     pairs = zip(factors, exponents, strict=True)
-    return sum(e * np.asarray(_widened(q).precision, float) for q, e in pairs)
-
-
-def _widened(q: Any) -> FullGaussian:
-    while not isinstance(q, FullGaussian):
-        q = q.widen()
-    return q
+    return sum(e * np.asarray(q.precision.dense(), float) for q, e in pairs)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-from bayesmerge.families.base import tree_dot
+from bayesmerge.families.trees import tree_dot
 from bayesmerge.fit.abstract_target import Loss
 from bayesmerge.fit.likelihood import SupervisedLoss
 from bayesmerge.fit.optimise import Objective

@@ -20,7 +20,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from bayesmerge.families.checks import all_finite
-from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.fit.tilted import product
 from bayesmerge.linear_algebra import cho_solve, cholesky, eigh, qr, solve_triangular
@@ -114,8 +113,9 @@ class Factorised(eqx.Module):
 
     @classmethod
     def of(cls, gaussian: Any) -> "Factorised":
-        is_full = isinstance(gaussian, FullGaussian)
-        return cls(gaussian, cholesky(gaussian.precision) if is_full else None)
+        precision = gaussian.precision
+        is_full = not precision.structure.is_entrywise
+        return cls(gaussian, cholesky(precision.dense()) if is_full else None)
 
     def is_proper(self) -> bool:
         return bool(self.gaussian.is_proper() if self.factor is None else all_finite(self.factor))
@@ -196,7 +196,9 @@ def _smallest(reference: Factorised) -> float:
         return float(reference.gaussian.smallest_precision())
     seen = _inverse_iteration(reference.factor)
     shrinking = (SAFETY * 0.5**i * seen for i in range(10))
-    return next((float(s) for s in shrinking if _exceeds(reference.gaussian.precision, s)), 0.0)
+    return next(
+        (float(s) for s in shrinking if _exceeds(reference.gaussian.precision.dense(), s)), 0.0
+    )
 
 
 @eqx.filter_jit

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from bayesmerge.families.checks import unchecked
-from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.precision import Full
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.tilted import Tilted
 from bayesmerge.merging import combined
@@ -81,7 +81,8 @@ def sweeps_of(
     merged = jax.eval_shape(lambda a: combined(qs, a, prior), alpha[0])
     if method not in get_args(Method):
         raise ValueError(f"method is {method!r}, and it must be one of {get_args(Method)}.")
-    if method in ("line", "basis") and not isinstance(merged, FullGaussian):
+    is_matrix = isinstance(merged, AbstractGaussian) and merged.precision.structure == Full()
+    if method in ("line", "basis") and not is_matrix:
         raise ValueError(
             f"method is '{method}', which is for full Gaussians, and the merged posterior is a "
             f"{type(merged).__name__}: leave method='auto'."
@@ -90,7 +91,6 @@ def sweeps_of(
         return Sweeps([_on_ridge(combined(qs, alpha, prior), colours, progress)])
     if colours != "none" and not isinstance(merged, (AbstractGaussian, Tilted)):
         raise _uncoloured(merged)
-    is_matrix = isinstance(merged, FullGaussian)
     if method == "basis" and colours == "exact":
         raise ValueError(
             "method is 'basis', which factorises few merges, and draws need the factor of each: "

@@ -279,7 +279,7 @@ def fp_7():
         )
         what = f"`von`, {curvature}, ρ = {rho:g}, steps: {steps}"
         yield equal(f"{what}: mean", s.title, fit.mean(), solve(H, X.T @ y))
-        yield equal(f"{what}: precision", s.title, fit.precision, H)
+        yield equal(f"{what}: precision", s.title, fit.precision.value, H)
 
     def objective(mean, factor):
         covariance = factor @ factor.T
@@ -313,7 +313,7 @@ def fp_7():
     prior = bm.FullGaussian.from_mean_precision(jnp.zeros(1), jnp.eye(1))
     laplace = bm.laplace(loss, prior)
     yield differs(
-        "Laplace has another precision", title, laplace.precision.ravel(), [1 / spread**2]
+        "Laplace has another precision", title, laplace.precision.value.ravel(), [1 / spread**2]
     )
     pairs = 10_000
     errors = monte_carlo_errors(mean, 1 / spread**2, pairs)
@@ -327,7 +327,7 @@ def fp_7():
             num_steps=40,
             **keep,
         )
-        m, S = float(fit.mean()[0]), float(fit.precision[0, 0])
+        m, S = float(fit.mean()[0]), float(fit.precision.value[0, 0])
         draws = m + np.asarray(fit.deviations(jax.random.key(0), pairs))[:, 0]
         slope, bend = (f.mean() for f in logistic_at(draws)[1:])
         what = f"`von`, {curvature}"
@@ -424,7 +424,7 @@ def fp_10():
     alpha = np.array([0.35, 0.65])
     for problem in ALL:
         s = fine_tuned(problem)
-        H = [np.asarray(q.precision) for q in s.posteriors]
+        H = [np.asarray(q.precision.value) for q in s.posteriors]
         printed = solve(
             sum(a * h for a, h in zip(alpha, H, strict=True)),
             sum(a * h @ theta for a, h, theta in zip(alpha, H, s.thetas, strict=True)),

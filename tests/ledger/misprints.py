@@ -312,7 +312,7 @@ def misprint_11():
     γI stands beside the sum."""
     for problem in ALL:
         s = from_scratch(problem)
-        H = [np.asarray(q.precision) for q in s.posteriors]
+        H = [np.asarray(q.precision.value) for q in s.posteriors]
         merged = np.asarray(bm.merge(s.posteriors, s.alpha, s.prior).mode())
         gamma = 1 - s.alpha.sum()
         total = sum(a * h for a, h in zip(s.alpha, H, strict=True))
