@@ -31,6 +31,7 @@ from bayesmerge.merging import merge, remove
 from bayesmerge.mismatch import mismatch
 from bayesmerge.mixtures import Mixture, Product
 from bayesmerge.previews import Preview, joint_training, preview
+from bayesmerge.priors import ExactPrior
 from bayesmerge.refinement import refine
 from bayesmerge.removal import leave_out
 from bayesmerge.schemes import (
@@ -49,6 +50,7 @@ __all__ = [
     "ConvergenceWarning",
     "DiagonalGaussian",
     "Dirichlet",
+    "ExactPrior",
     "FullGaussian",
     "Gamma",
     "IsotropicGaussian",

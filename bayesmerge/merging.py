@@ -16,10 +16,10 @@ from jaxtyping import Array, Float
 from bayesmerge.families.base import AbstractExponentialFamily, AbstractPosterior
 from bayesmerge.families.checks import all_finite, is_concrete, require, require_finite, smallest
 from bayesmerge.families.gaussian import AbstractGaussian
-from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.tilted import likelihood_factor, product, tilt
 from bayesmerge.mixtures.product import AbstractLazyPosterior, Product
 from bayesmerge.origins import Origin, differ, is_flat, origin_of, parts_of, remember
+from bayesmerge.priors import Prior, as_prior
 from bayesmerge.tasks import as_weights, named
 
 Q = TypeVar("Q", bound=AbstractPosterior)
@@ -33,7 +33,7 @@ ROUNDING = 2e-3
 """How far weights that should sum to one may be from it without a warning: ⅓ written as 0.333."""
 
 
-def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
+def merge(posteriors: Posteriors, weights: Weights, prior: Prior = None) -> Any:
     r"""Multiply task posteriors, each to the power of its weight.
 
     $$p_\alpha(\theta) \propto p_0(\theta)^\gamma \prod_t q_t(\theta)^{\alpha_t}, \qquad
@@ -51,7 +51,7 @@ def merge(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any:
       data frame, a DataArray. Negative weights and Σα > 1 are legitimate while the result stays
       proper.
     - `prior`: p_0. `None` is a flat prior (γ plays no role): right when Σα = 1. Where it is not
-      Gaussian, a target whose loss is −log p_0 (as that of `Target.from_numpyro`): it stays exact,
+      Gaussian, an `ExactPrior` (as `bayesmerge.numpyro.prior` makes): it stays exact,
       and its expansion at the mode of q_t is divided out of each q_t.
 
     **Returns** the merged posterior, a batch of A if the weights are: of the same family, a
@@ -89,21 +89,20 @@ def combined(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any
     """`merge`, without a warning that concerns the prior, and with nothing remembered."""
     names, qs = named(posteriors, "posteriors")
     alpha = as_weights(weights, names)
-    for q in (*qs, *([] if prior is None or isinstance(prior, AbstractTarget) else [prior])):
+    for q in qs:
         if not isinstance(q, AbstractPosterior):
             raise TypeError(
-                f"posteriors and prior must be posteriors, such as those of `laplace`, and one is "
-                f"a {type(q).__name__}. To merge bare parameters use `average`, "
-                "`task_arithmetic`, `fisher_average` or `gradient_matching`."
+                f"posteriors must be posteriors, such as those of `laplace`, and one is a "
+                f"{type(q).__name__}. To merge bare parameters use `average`, `task_arithmetic`, "
+                "`fisher_average` or `gradient_matching`."
             )
     for q in qs[1:]:
         qs[0].layout.require_same(q.layout, "the posteriors to merge")
-    if isinstance(prior, AbstractTarget):
-        prior.check(qs[0].layout.unravel(jnp.zeros(qs[0].layout.size)))
+    held = as_prior(prior)
+    held.require_layout(qs[0].layout, "posteriors")
+    if not held.is_closed:
         _require_finite_parts(names, qs, None)
         return tilt(qs, alpha, prior)
-    if prior is not None:
-        prior.layout.require_same(qs[0].layout, "prior and posteriors")
     if not all(isinstance(q, AbstractExponentialFamily) for q in (*qs, prior) if q is not None):
         _require_finite_parts(names, qs, prior)
         return _lazy_product(qs, alpha, prior)

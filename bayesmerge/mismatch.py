@@ -25,8 +25,9 @@ from bayesmerge.families.layout import as_arrays
 from bayesmerge.families.show import safely, table
 from bayesmerge.families.trees import tree_dot
 from bayesmerge.fit.abstract_target import AbstractTarget
-from bayesmerge.fit.optimise import require_kinds
+from bayesmerge.fit.optimise import require_target
 from bayesmerge.merging import combined, merge
+from bayesmerge.priors import as_prior
 from bayesmerge.tasks import as_weights, matched, named
 
 
@@ -73,7 +74,7 @@ class Mismatch(eqx.Module):
         return {name: tree_dot(gradient, c) for name, c in self.contributions.items()}
 
     def _test_gradient(self, test: AbstractTarget) -> PyTree:
-        require_kinds(test, None)
+        require_target(test)
         test.check(self.merged)
         return test.value_and_gradient(self.merged)[1]
 
@@ -133,10 +134,10 @@ def mismatch(
 
     Source: GM equations 4, 8 and 9; GMA equations 1 and 2.
     """
-    if isinstance(prior, AbstractTarget):
+    if not as_prior(prior).is_closed:
         raise TypeError(
-            "prior is a target, and the error of a merge is divided among tasks for Gaussian "
-            "priors. `diagnose` and `refine` take any."
+            "prior is exact, and the error of a merge is divided among tasks for Gaussian priors. "
+            "`diagnose` and `refine` take any."
         )
     names, qs = named(posteriors, "posteriors")
     factors = [_as_posterior(q, prior, name) for name, q in zip(names, qs, strict=True)]

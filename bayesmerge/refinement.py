@@ -12,16 +12,17 @@ from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.families.checks import ConvergenceWarning, require, require_finite
 from bayesmerge.families.layout import as_arrays
-from bayesmerge.families.precision import Full, Structure, as_structure
+from bayesmerge.families.precision import AbstractStructure, Full, Structure, as_structure
 from bayesmerge.families.trees import tree_dot
-from bayesmerge.fit.absorb import absorb, shared_prior
+from bayesmerge.fit.absorb import PriorTarget, absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Kind
 from bayesmerge.fit.expand import expand
-from bayesmerge.fit.optimise import Objective, require_kinds, search
+from bayesmerge.fit.optimise import Objective, as_fitted_prior, require_target, search
 from bayesmerge.fit.target import JointTarget
 from bayesmerge.fit.tilted import Tilted, product
 from bayesmerge.origins import Origin, prior_of, remember
+from bayesmerge.priors import AbstractPrior, Prior
 from bayesmerge.tasks import as_weights, named
 
 HALVINGS = 20
@@ -43,7 +44,7 @@ def refine(
     targets: Any,
     merged: Any,
     weights: Any,
-    prior: Any = None,
+    prior: Prior = None,
     *,
     steps: int = 1,
     structure: Structure = "full",
@@ -66,8 +67,7 @@ def refine(
     - `targets`: ℓ_t, T targets or a mapping from task names to them.
     - `merged`: the posterior to start from, or its mode θ̂.
     - `weights`: α, shape (T,), or a mapping from the same names.
-    - `prior`: p_0, a Gaussian or a target whose loss is −log p_0; by default that of the targets,
-      or the one that `merged` is known to hold.
+    - `prior`: p_0, a Gaussian or an `ExactPrior`; `None` for a flat one.
     - `steps`: how often to expand, at least 1.
     - `structure`, `curvature`: of the expansions, as in `expand`.
 
@@ -75,7 +75,8 @@ def refine(
     whose `laplace()` is the Gaussian.
 
     **Warns** with a `ConvergenceWarning` where the last Newton step is longer than 0.01 posterior
-    standard deviations, and says which part of it was taken.
+    standard deviations, and says which part of it was taken; and where `merged` is known to hold a
+    prior, and none is passed.
 
     **Raises** `ValueError` where the joint Hessian is not positive definite at the last expansion,
     or the joint objective not finite at the mode of `merged`.
@@ -103,43 +104,52 @@ def refine(
     if steps < 1:
         raise ValueError(f"steps is {steps}, and at least one expansion is needed to refine.")
     for loss in losses:
-        require_kinds(loss, prior)
-    prior = shared_prior(dict(zip(names, losses, strict=True))) if prior is None else prior
-    prior = prior_of(merged) if prior is None else prior
-    is_exact = isinstance(prior, AbstractTarget)
+        require_target(loss)
+    held = as_fitted_prior(losses[0], prior)
+    warn_if_left_out(merged, held)
+    entries = as_structure(structure)
     theta, _ = as_arrays(merged.mode() if hasattr(merged, "mode") else merged, "merged")
-    value = _objective(JointTarget(losses, alpha), prior, theta)
+    value = _objective(JointTarget(losses, alpha), held, theta)
     lowest = require_finite(value(theta), "the joint objective at the mode of merged")
     for _ in range(steps):
         factors = [expand(t, theta, structure=structure, curvature=curvature) for t in losses]
         factor = product(factors, alpha)
-        site = expand(prior, theta, structure=structure) if is_exact else prior
-        gaussian = factor if site is None else site * factor
+        gaussian = factor * held.site(theta, entries)
         step = _uphill(gaussian, theta)
         length = _length(gaussian, step)
         most = lowest + ROUNDING * jnp.finfo(lowest.dtype).eps * jnp.abs(lowest)
-        whole = _mode(gaussian, factor, prior if is_exact else None)
+        whole = _mode(gaussian, factor, held)
         if whole is not None and value(whole) <= most:
             part, theta = 1.0, whole
         else:
             part, theta = _halved(value, most, theta, step)
             gaussian, factor = _centred(gaussian, theta), _centred(factor, theta)
-            if is_exact:
-                site = expand(prior, theta, structure=structure)
-                pull = jax.tree.map(jnp.subtract, site.multiply(theta), site.linear)
+            if not held.is_closed:
+                pull = held.gradient(theta)
                 factor = _with_linear(factor, jax.tree.map(jnp.add, factor.linear, pull))
         lowest = jnp.minimum(lowest, value(theta))
-    if is_exact:
-        gaussian = Tilted(factor, prior, gaussian).laplace(theta)
+    refined: Any = gaussian
+    if not held.is_closed:
+        gaussian = Tilted(factor, held.given, gaussian).laplace(theta)
+        refined = Tilted(factor, held.given, gaussian)
     gaussian = require(gaussian, gaussian.is_proper(), NO_MAXIMUM)
     if length > STILL_MOVING:
-        warnings.warn(_unconverged(steps, float(length), part, structure), ConvergenceWarning, 2)
-    refined = Tilted(factor, prior, gaussian) if is_exact else gaussian
+        warnings.warn(_unconverged(steps, float(length), part, entries), ConvergenceWarning, 2)
     return remember(refined, Origin(prior))
 
 
+def warn_if_left_out(posterior: Any, prior: AbstractPrior, stacklevel: int = 3) -> None:
+    """A warning where a posterior is known to hold a prior and none is passed."""
+    if prior.is_flat and prior_of(posterior) is not None:
+        warnings.warn(
+            "prior is None, a flat one, and the posterior is known to hold a prior, which is left "
+            "out now: pass the prior that the posteriors were fitted with.",
+            stacklevel=stacklevel,
+        )
+
+
 def _objective(
-    joint: JointTarget, prior: Any, near: PyTree
+    joint: JointTarget, prior: AbstractPrior, near: PyTree
 ) -> Callable[[PyTree], Float[Array, ""]]:
     """θ ↦ Σα_tℓ_t(θ) − log p_0(θ), up to a constant."""
     target, gaussian = absorb(joint, prior)
@@ -154,16 +164,16 @@ def _value(target: AbstractTarget, prior: Any, near: PyTree, theta: PyTree) -> F
 _value_compiled = eqx.filter_jit(_value)
 
 
-def _mode(gaussian: Any, factor: Any, exact: AbstractTarget | None) -> PyTree | None:
+def _mode(gaussian: Any, factor: Any, prior: AbstractPrior) -> PyTree | None:
     """The mode of the merge: that of the Gaussian, or with an exact prior that of factor times
     prior; `None` where there is none."""
     if not bool(gaussian.is_proper()):
         return None
     newton = gaussian.solve(gaussian.linear)
-    if exact is None:
+    if prior.is_closed:
         return newton
     try:
-        return search(exact, factor, newton, "newton", MOST_STEPS).params
+        return search(PriorTarget(prior), factor, newton, "newton", MOST_STEPS).params
     except ValueError:
         return None
 
@@ -192,16 +202,15 @@ def _with_linear(gaussian: Any, linear: PyTree) -> Any:
     return eqx.tree_at(lambda q: q.linear, gaussian, linear)
 
 
-def _unconverged(steps: int, length: float, part: float, structure: Structure) -> str:
+def _unconverged(steps: int, length: float, part: float, structure: AbstractStructure) -> str:
     taken = "" if part == 1 else (
         f", of which {part:.2g} was taken, since more of it raises the joint objective"
         if part > 0
         else ", of which nothing was taken, since any part of it raises the joint objective"
     )  # fmt: skip
-    entries = as_structure(structure)
-    wider = "" if isinstance(entries, Full) or part == 1 else (
-        f", or structure='full': {entries.name} curvature does not see correlations, and its steps "
-        "go too far"
+    wider = "" if isinstance(structure, Full) or part == 1 else (
+        f", or structure='full': {structure.name} curvature does not see all correlations, and its "
+        "steps go too far"
     )  # fmt: skip
     return (
         f"the last of {steps} Newton steps was {length:.2g} posterior standard deviations long "

@@ -30,7 +30,6 @@ from bayesmerge.families.full import FullGaussian
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.families.precision import DensePrecision, Full
-from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.conjugate_gradients import diagonal_of, solved
 from bayesmerge.fit.curvature import Kind, curvature_product, curvature_rows, require_known
 from bayesmerge.fit.curvature import curvature as curvature_of
@@ -38,10 +37,10 @@ from bayesmerge.fit.optimise import (
     NEGLIGIBLE,
     Method,
     Objective,
-    require_kinds,
+    as_fitted_prior,
     search,
 )
-from bayesmerge.fit.target import Prior, Target
+from bayesmerge.fit.target import Target
 from bayesmerge.fit.undetermined import explained
 from bayesmerge.linear_algebra import cho_solve, cholesky
 
@@ -75,7 +74,7 @@ def leave_out(
     - `rows`: S, indices (n,) or a mask (N,); (G, n) for G groups, each removed from all the data;
       `None` for every row alone, G = N, in one batched call. With a curvature other than the exact
       Hessian that takes one factorisation and two triangular solves a row.
-    - `prior`: p_0; `None` for that of the target, or else a flat one.
+    - `prior`: p_0, a Gaussian; `None` for a flat one.
     - `params`: θ_0, trained on all data; by default found from the prior mean.
     - `curvature`: as in `laplace`.
     - `method`: `"newton"` uses the curvature of the remaining data, H̄_∖S, and is exact for least
@@ -144,14 +143,19 @@ def prepared(
     curvature: Kind | None,
     solver: Solver,
 ) -> tuple[Kind, AbstractGaussian | None, PyTree]:
-    require_kinds(target, prior)
+    held = as_fitted_prior(target, prior)
     if not isinstance(target, Target) or target.is_streamed:
         raise TypeError(
             "rows can be taken out of a `Target` whose data are arrays. For minibatches or several "
             "tasks make a target of what is to be removed: "
-            "`remove(posterior, expand(part, posterior.mode()))`."
+            "`remove(posterior, expand(part, posterior.mode()))`. That is the way for NumPyro "
+            "models, too, whose rows are not known."
         )
-    prior = _gaussian(target.prior) if prior is None else prior
+    if not held.is_closed:
+        raise TypeError(
+            "prior is exact, and rows are taken out of a Gaussian posterior: pass a Gaussian one, "
+            "or use `remove(posterior, expand(part, posterior.mode()))`."
+        )
     if prior is not None and prior.batch_shape:
         raise ValueError(f"prior is a batch of shape {prior.batch_shape}, and there is one fit.")
     kind: Kind = curvature or ("ggn" if target.has_model else "hessian")
@@ -433,12 +437,3 @@ def _is_determined(precision: Float[Array, "P P"]) -> bool:
     lower = cholesky(precision)
     pivots = jnp.diag(lower) ** 2 / jnp.diag(precision)
     return bool(jnp.min(pivots) > _rounding(precision))
-
-
-def _gaussian(prior: Prior) -> AbstractGaussian | None:
-    if isinstance(prior, AbstractTarget):
-        raise TypeError(
-            "the target's prior is not Gaussian, and rows are taken out of a Gaussian posterior: "
-            "pass a Gaussian `prior`, or use `remove(posterior, expand(part, posterior.mode()))`."
-        )
-    return prior

@@ -77,10 +77,9 @@ def cases(P: int, K: int) -> dict[str, Callable[[int], object]]:
 
     def shards() -> Callable[[int], object]:
         targets, ones = {str(t): supervised() for t in range(3)}, [1.0, 1.0, 1.0]
-        method = lambda target: bm.laplace(target, p0)  # noqa: E731
 
         def call(i: int) -> object:
-            merged = bm.merge(fit_shards(targets, method), ones, p0)
+            merged = bm.merge(fit_shards(targets, p0), ones, p0)
             return bm.refine(targets, merged, ones, p0, steps=1)
 
         return call

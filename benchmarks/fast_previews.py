@@ -48,7 +48,7 @@ PAPER = {
 
 def averaging(problem: Tasks, options: argparse.Namespace) -> dict[str, Any]:
     """Modes under one precision: their merge is Σ_t α_tθ_t."""
-    modes = {t: bm.find_mode(target).params for t, target in problem.targets.items()}
+    modes = {t: bm.find_mode(target, problem.prior).params for t, target in problem.targets.items()}
     return {t: bm.IsotropicGaussian.from_mean_precision(mode, 1.0) for t, mode in modes.items()}
 
 
@@ -63,6 +63,7 @@ def von(
     return {
         t: bm.von(
             target,
+            problem.prior,
             start=_wide(problem, structure),
             structure=structure,
             step_size=STEP_SIZE,
@@ -81,6 +82,7 @@ def mixture(problem: Tasks, options: argparse.Namespace) -> dict[str, Any]:
     return {
         t: bm.mixture_von(
             target,
+            problem.prior,
             start=_wide(problem, "full"),
             num_components=options.components,
             spread=options.spread,
@@ -99,8 +101,11 @@ def mixture(problem: Tasks, options: argparse.Namespace) -> dict[str, Any]:
 def towards_prior(problem: Tasks, options: Any = None) -> dict[str, Any]:
     """Laplace with the curvature on the way from every mode to the prior's: not in FP."""
     to = problem.prior.mode()
-    modes = {t: bm.find_mode(target).params for t, target in problem.targets.items()}
-    return {t: bm.laplace(problem.targets[t], params=modes[t], towards=to) for t in modes}
+    modes = {t: bm.find_mode(target, problem.prior).params for t, target in problem.targets.items()}
+    return {
+        t: bm.laplace(problem.targets[t], problem.prior, params=mode, towards=to)
+        for t, mode in modes.items()
+    }
 
 
 POSTERIORS: dict[str, Callable[[Tasks, argparse.Namespace], dict[str, Any]]] = {
@@ -155,7 +160,7 @@ def _jointly_trained(setting: str, problem: Tasks, options: argparse.Namespace) 
     if TOWARDS not in options.posteriors:
         file = options.folder / f"{setting}, {JOINT} from zero.nc"
         return bm.joint_training(
-            problem.targets, weights, problem.accuracy, batch_size=8, save=file
+            problem.targets, weights, problem.accuracy, problem.prior, batch_size=8, save=file
         )
     posteriors = _fitted(setting, TOWARDS, problem, options)
     file = options.folder / f"{setting}, {JOINT}.nc"

@@ -69,7 +69,7 @@ def tasks(setting: str, images: Images, *, prior_precision: float = 1.0) -> Task
         mine = np.isin(labels, classes)
         data = jnp.asarray(train[mine], float), jnp.asarray(labels[mine], int)
         name = ",".join(map(str, classes))
-        targets[name] = bm.Target.supervised(softmax_regression, "categorical", data, prior=prior)
+        targets[name] = bm.Target.supervised(softmax_regression, "categorical", data)
     test, answers = images.test
     return Tasks(targets, prior, (jnp.asarray(test, float), jnp.asarray(answers, int)))
 

@@ -20,7 +20,9 @@ STEPS = (0, 1, 2, 4, 8)
 
 
 def laplace(problem: Tasks, structure: Structure) -> dict[str, Any]:
-    return {t: bm.laplace(x, structure=structure) for t, x in problem.targets.items()}
+    return {
+        t: bm.laplace(x, problem.prior, structure=structure) for t, x in problem.targets.items()
+    }
 
 
 STARTS: dict[str, Callable[[Tasks], dict[str, Any]]] = {
@@ -46,7 +48,9 @@ def main() -> None:
     problem = tasks(options.setting, mnist(options.data, pool=options.pool, count=options.count))
     weights = bm.simplex_grid(3, options.spacing)
     begin = time.perf_counter()
-    joint = bm.joint_training(problem.targets, weights, problem.accuracy, progress=False)
+    joint = bm.joint_training(
+        problem.targets, weights, problem.accuracy, problem.prior, progress=False
+    )
     print(f"joint training {time.perf_counter() - begin:.0f} s, best {joint.best()}")
     print(f"{options.setting}: {problem.prior.layout.size} parameters, {len(weights)} weightings")
     print(f"{'gradients for each weighting':32}" + "".join(f"{k:9d}" for k in STEPS))

@@ -58,9 +58,10 @@ def shown(numbers: tuple[float, float, float]) -> str:
     return f"{numbers[0]:9.2g} {numbers[1]:5.2f}–{numbers[2]:5.2f}"
 
 
-def variational(target: Any, start: Any) -> Any:
+def variational(target: Any, prior: Any, start: Any) -> Any:
     return bm.von(
         target,
+        prior,
         start=start,
         key=jax.random.key(0),
         num_samples=64,
@@ -95,31 +96,32 @@ def reason(error: Exception) -> str:
 
 
 def study(name: str, example: Example, draws: int) -> None:
-    shards = [bm.Target.from_numpyro(example.model, *part) for part in example.parts()]
-    full = bm.Target.from_numpyro(example.model, *example.whole())
+    shards = [bm.numpyro.target(example.model, *part) for part in example.parts()]
+    full = bm.numpyro.target(example.model, *example.whole())
+    prior = bm.numpyro.prior(shards)
     weights = np.ones(len(shards))
     size = full.model.layout.size
     print(
         f"\n{name}: {len(shards)} shards of {shards[0].num_examples}, {size} parameters, prior "
-        f"{'exact' if isinstance(full.prior, bm.fit.ModelTarget) else 'Gaussian'}",
+        f"{'exact' if isinstance(prior, bm.ExactPrior) else 'Gaussian'}",
         flush=True,
     )
     sampled = nuts(example, full, draws)
     try:
-        reference = bm.laplace(full)
+        reference = bm.laplace(full, prior)
         print(f"  full Laplace to NUTS   {shown(against_draws(reference, sampled['theta']))}")
     except ValueError as error:
         print("  no full Laplace:", str(error)[:90])
         reference = None
     print(f"  NUTS: {sampled['diverging']} divergences")
     try:
-        posteriors = list(fit_shards(shards).values())
-        merged = bm.merge(posteriors, weights, full.prior)
+        posteriors = list(fit_shards(shards, prior).values())
+        merged = bm.merge(posteriors, weights, prior)
         gaussian = merged.laplace() if hasattr(merged, "laplace") else merged
     except (ValueError, RuntimeError) as error:
         print("  no merge of shards:", reason(error))
         if reference is not None:
-            refinements(shards, shards[0].start, weights, full.prior, reference)
+            refinements(shards, shards[0].start, weights, prior, reference)
         return
     if reference is not None:
         print(
@@ -129,20 +131,20 @@ def study(name: str, example: Example, draws: int) -> None:
     print(f"  merged to NUTS         {shown(against_draws(gaussian, sampled['theta']))}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = bm.diagnose(shards, posteriors, weights, full.prior, key=jax.random.key(1))
+        found = bm.diagnose(shards, posteriors, weights, prior, key=jax.random.key(1))
     fired = [str(w.message) for w in caught if issubclass(w.category, MergeWarning)]
     shift = "none" if found.refined is None else "{1:.2g} in {0}".format(*found.refined.largest)
     print(f"  diagnose: shift {shift}, k {found.reweighted.k:.2f}, warnings {len(fired)}")
     for concern in found.concerns:
         print("    !", concern[:100])
     if reference is not None:
-        refinements(shards, gaussian, weights, full.prior, reference)
+        refinements(shards, gaussian, weights, prior, reference)
     try:
-        fitted = [variational(t, q) for t, q in zip(shards, posteriors, strict=True)]
-        merged = bm.merge(fitted, weights, full.prior)
+        fitted = [variational(t, prior, q) for t, q in zip(shards, posteriors, strict=True)]
+        merged = bm.merge(fitted, weights, prior)
         gaussian = merged.laplace() if hasattr(merged, "laplace") else merged
         print(f"  merged VON to NUTS     {shown(against_draws(gaussian, sampled['theta']))}")
-        joint = variational(full, None if reference is None else reference)
+        joint = variational(full, prior, None if reference is None else reference)
         print(f"  full VON to NUTS       {shown(against_draws(joint, sampled['theta']))}")
     except (ValueError, RuntimeError, bm.fit.DivergenceError) as error:
         print("  VON:", str(error)[:90])

@@ -29,7 +29,9 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     problem = tasks("imbalanced", mnist(options.data, pool=options.pool, count=options.count))
     posteriors = {
-        n: bm.laplace(t, params=bm.find_mode(t).params, block_size=256)
+        n: bm.laplace(
+            t, problem.prior, params=bm.find_mode(t, problem.prior).params, block_size=256
+        )
         for n, t in problem.targets.items()
     }
     weights = bm.simplex_grid(3, options.spacing)

@@ -349,9 +349,9 @@ def test_things_that_are_not_posteriors_or_targets():
         bm.merge([jnp.ones(2)], [1.0])
     optimise = importlib.import_module("bayesmerge.fit.optimise")
     with pytest.raises(TypeError, match="target is a function"):
-        optimise.require_kinds.__wrapped__(squared, None)
+        optimise.require_target.__wrapped__(squared)
     with pytest.raises(TypeError, match="prior is a Beta"):
-        optimise.require_kinds.__wrapped__(target, bm.Beta.from_concentrations(2.0, 2.0))
+        optimise.as_fitted_prior.__wrapped__(target, bm.Beta.from_concentrations(2.0, 2.0))
 
 
 @pytest.mark.parametrize(
@@ -532,7 +532,7 @@ def test_collinear_columns_have_no_influence_measures():
 
 
 def test_conjugate_gradients_refuse_negative_curvature():
-    target = bm.Target(double_well, jnp.linspace(0.9, 1.1, 5), prior=None)
+    target = bm.Target(double_well, jnp.linspace(0.9, 1.1, 5))
     saddle = jnp.array(0.0)
     with pytest.raises(ValueError, match="undetermined"):
         bm.leave_out(target, [0], params=saddle + 0.1, solver="cg")

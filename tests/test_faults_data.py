@@ -510,10 +510,10 @@ def test_strict_promotion_of_dtypes():
     with jax.enable_x64(False), jax.numpy_dtype_promotion("strict"):
         prior = bm.FullGaussian.from_mean_precision(jnp.zeros(2), np.eye(2))
         targets = {
-            name: bm.Target.supervised(model, "bernoulli", (x[rows], Y[rows] > 2), prior=prior)
+            name: bm.Target.supervised(model, "bernoulli", (x[rows], Y[rows] > 2))
             for name, rows in (("a", [0, 2]), ("b", [1, 3]))
         }
-        posteriors = fit_shards(targets)
+        posteriors = fit_shards(targets, prior)
         merged = bm.merge(posteriors, [1.0, 1.0], prior=prior)
         bm.preview(
             posteriors,

@@ -642,7 +642,7 @@ def exits(theta):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_forked_pools_are_refused(two):
     context = multiprocessing.get_context("fork")
-    targets = dict.fromkeys(two, bm.Target(squared, jnp.ones(2), prior=two["a"]))
+    targets = dict.fromkeys(two, bm.Target(squared, jnp.ones(2)))
     with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
         for call, models in ((bm.preview, two), (bm.joint_training, targets)):
             with pytest.raises(ValueError, match=r"fork.*deadlock.*get_context\('spawn'\)"):

@@ -261,8 +261,8 @@ def fitted():
     with jax.enable_x64(True):
         prior = bm.IsotropicGaussian.from_mean_precision(jnp.array(0.0), 2.0)
         data = {"a": [1.0, 2.0], "b": [4.0, 5.0], "c": [-1.0, 3.0]}
-        targets = {n: bm.Target(squared, jnp.array(y), prior=prior) for n, y in data.items()}
-        return targets, {n: bm.laplace(t) for n, t in targets.items()}, prior
+        targets = {n: bm.Target(squared, jnp.array(y)) for n, y in data.items()}
+        return targets, {n: bm.laplace(t, prior) for n, t in targets.items()}, prior
 
 
 ONES = (1.0, 1.0, 1.0)
@@ -280,7 +280,7 @@ def test_a_prior_that_is_counted_several_times_is_told(fitted):
     np.testing.assert_allclose(once.mode(), 14 / 8)
     quiet(lambda: bm.merge(q, [0.333, 0.333, 0.334]))
     quiet(lambda: bm.merge({n: p / prior for n, p in q.items()}, ONES))
-    factors = {n: bm.laplace(t, include_prior=False) for n, t in targets.items()}
+    factors = {n: bm.laplace(t, prior, include_prior=False) for n, t in targets.items()}
     quiet(lambda: bm.merge(factors, ONES))
     with pytest.warns(UserWarning, match="holds it 3 times"):
         bm.merge(q, ONES)
@@ -291,7 +291,7 @@ def test_a_prior_that_is_counted_several_times_is_told(fitted):
         bm.merge(factors, ONES, prior)
     with pytest.warns(UserWarning, match="is not the prior that"):
         bm.merge(q, ONES, prior**2.0)
-    shards = fit_shards(targets)
+    shards = fit_shards(targets, prior)
     quiet(lambda: bm.merge(shards, ONES, prior))
     with pytest.warns(UserWarning, match="holds it 3 times"):
         bm.merge(shards, ONES)

@@ -67,10 +67,10 @@ def test_ports_have_numpyros_density():
 @pytest.mark.parametrize("name", ["negative binomial", "strings"])
 def test_ports_have_laplace_posteriors(name):
     args, kwargs = PORTS[name].make()
-    target = bm.Target.from_numpyro(PORTS[name].model, *args, **kwargs)
+    target = bm.numpyro.target(PORTS[name].model, *args, **kwargs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bm.ConvergenceWarning)
-        q = bm.laplace(target)
+        q = bm.laplace(target, bm.numpyro.prior(target))
     drawn = target.model.draws(q, jax.random.key(0), 20)
     assert set(target.model.site_names) <= set(drawn)
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in drawn.values())
@@ -89,7 +89,7 @@ def shards():
     data = {"north": [3, 5], "south": [4]}
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        targets = {n: bm.Target.from_numpyro(counts, {"a": 2, "y": y}) for n, y in data.items()}
+        targets = {n: bm.numpyro.target(counts, {"a": 2, "y": y}) for n, y in data.items()}
     return targets, [w for w in told if "constants" in str(w.message)]
 
 
@@ -104,12 +104,13 @@ def test_constants_are_said_once_for_all_shards():
 def test_shards_of_dictionaries_merge():
     """Σy + a successes over n + 1: mode of log rate log((a + Σy)/(n + 1)), curvature a + Σy."""
     targets, _ = shards()
-    posteriors = fit_shards(targets)
+    prior = bm.numpyro.prior(targets)
+    posteriors = fit_shards(targets, prior)
     ones = np.ones(2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        merged = bm.merge(posteriors, ones, targets["north"].prior)
-        refined = bm.refine(targets, merged, ones, steps=6)
+        merged = bm.merge(posteriors, ones, prior)
+        refined = bm.refine(targets, merged, ones, prior, steps=6)
     for name, total, count in (("north", 8, 2), ("south", 4, 1)):
         q = posteriors[name]
         np.testing.assert_allclose(q.mode()["rate"], np.log((2 + total) / (1 + count)), rtol=1e-9)
@@ -124,7 +125,7 @@ def test_shards_of_dictionaries_merge():
 def test_everything_downstream_takes_constants():
     targets, _ = shards()
     target = targets["north"]
-    model, q = target.model, bm.laplace(target)
+    model, q = target.model, bm.laplace(target, bm.numpyro.prior(target))
     data = model.to_arviz(q, jax.random.PRNGKey(0), 40)
     assert data["posterior"]["rate"].shape == (4, 10)
     np.testing.assert_allclose(data["observed_data"]["y"], [3, 5])
@@ -231,10 +232,13 @@ def regression(x, y):
 def test_missing_values_are_named_unless_the_model_masks_them():
     y = np.array([1.0, np.nan, 3.0])
     with pytest.raises(ValueError, match=r"y\[1\] is nan \(1 such entries\).*site 'y'"):
-        bm.Target.from_numpyro(column, y)
+        bm.numpyro.target(column, y)
     with pytest.raises(ValueError, match=r"y\[1\] is nan"):
-        bm.Target.from_numpyro(column, pd.Series(y))
-    np.testing.assert_allclose(bm.laplace(bm.Target.from_numpyro(masked, y)).mode()["mean"], 4 / 3)
+        bm.numpyro.target(column, pd.Series(y))
+    np.testing.assert_allclose(
+        bm.find_mode(bm.numpyro.target(masked, y), bm.numpyro.prior(masked, y)).params["mean"],
+        4 / 3,
+    )
 
 
 def test_data_that_do_not_fit_are_named():
@@ -276,8 +280,8 @@ def test_impossible_observations_are_told():
         r"site 'y' has 2 observations outside of the support of its Categorical.*first 3 at .*\(1,"
     )
     with pytest.warns(UserWarning, match=says):
-        bm.Target.from_numpyro(graded, jnp.array([1, 3, 2, 3]))
-    assert bm.Target.from_numpyro(graded, jnp.array([0, 2, 1, 2])).num_examples == 4
+        bm.numpyro.target(graded, jnp.array([1, 3, 2, 3]))
+    assert bm.numpyro.target(graded, jnp.array([0, 2, 1, 2])).num_examples == 4
 
 
 def test_what_can_be_read_once_is_refused():
@@ -527,6 +531,6 @@ def test_the_shard_that_fails_is_named():
     prior = bm.IsotropicGaussian.from_mean_precision(jnp.array(0.0), 1.0)
     parts = {"a": [1.0, 2.0], "b": [3.0, -1.0], "c": [1.0, 1.5]}
     for chosen in (["a", "b", "c"], ["b"]):
-        targets = {n: bm.Target(logarithmic, jnp.array(parts[n]), prior=prior) for n in chosen}
+        targets = {n: bm.Target(logarithmic, jnp.array(parts[n])) for n in chosen}
         with pytest.raises(ValueError, match="shard 'b': the loss is not finite"):
-            fit_shards(targets)
+            fit_shards(targets, prior)

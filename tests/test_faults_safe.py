@@ -196,20 +196,25 @@ def test_any_method_fits_shards():
     x, y = target.data
     model, one = target.loss.model, {"key": key(), "num_steps": 40, "progress": False}
     shards = {
-        n: bm.Target.supervised(model, "bernoulli", (x[r], y[r]), prior=prior)
+        n: bm.Target.supervised(model, "bernoulli", (x[r], y[r]))
         for n, r in {"a": slice(0, 30), "b": slice(30, 60)}.items()
     }
-    together = fit_shards(shards, lambda s: bm.von(s, **one))
+    together = fit_shards(shards, prior, lambda s, p: bm.von(s, p, **one))
     for name, q in together.items():
         np.testing.assert_allclose(
-            q.precision.value, bm.von(shards[name], **one).precision.value, rtol=1e-12
+            q.precision.value, bm.von(shards[name], prior, **one).precision.value, rtol=1e-12
         )
 
-    def own(s):
+    def own(s, p):
         return {"positive": float(jnp.mean(s.data[1])), "kind": "mean"}
 
-    assert fit_shards(shards, own)["b"] == {"positive": float(jnp.mean(y[30:])), "kind": "mean"}
-    traced = fit_shards(shards, lambda s: {"positive": jnp.mean(s.data[1]), "kind": "mean"})
+    expected = {"positive": float(jnp.mean(y[30:])), "kind": "mean"}
+    assert fit_shards(shards, prior, own)["b"] == expected
+
+    def traceable(s, p):
+        return {"positive": jnp.mean(s.data[1]), "kind": "mean"}
+
+    traced = fit_shards(shards, None, traceable)
     assert traced["a"]["positive"] == pytest.approx(float(jnp.mean(y[:30])))
     assert traced["a"]["kind"] == "mean"
 
@@ -303,10 +308,11 @@ def shards_of(name):
         theta = {"a": 0.0, "log_sd": 0.0, "z": np.zeros(5)}
     prior = isotropic(jax.tree.map(jnp.asarray, theta))
     parts = np.array_split(np.arange(n), 4 if name == "hierarchical" else 8)
-    return {
-        str(t): bm.Target(loss, (jnp.asarray(x[r], float), jnp.asarray(y[r], float)), prior=prior)
+    shards = {
+        str(t): bm.Target(loss, (jnp.asarray(x[r], float), jnp.asarray(y[r], float)))
         for t, r in enumerate(parts)
     }
+    return shards, prior
 
 
 def quietly(function, *args, **options):
@@ -315,8 +321,8 @@ def quietly(function, *args, **options):
         return function(*args, **options)
 
 
-def diagnosed(shards, posteriors, **options):
-    return quietly(bm.diagnose, shards, posteriors, np.ones(len(shards)), **options)
+def diagnosed(shards, posteriors, prior, **options):
+    return quietly(bm.diagnose, shards, posteriors, np.ones(len(shards)), prior, **options)
 
 
 MODELS = ["logistic", "overdispersed", "small counts", "unknown noise", "hierarchical"]
@@ -326,19 +332,19 @@ MODELS = ["logistic", "overdispersed", "small counts", "unknown noise", "hierarc
 def test_advice_does_not_make_the_weights_worse(name):
     """Pareto's k, by draws of another key than the advice was found with, to two standard errors
     of each: (1 + k)/√M with M = 3√S."""
-    shards = shards_of(name)
-    ones, prior = np.ones(len(shards)), shards["0"].prior
-    posteriors = quietly(fit_shards, shards)
-    found = diagnosed(shards, posteriors, key=key(1), num_samples=2000)
+    shards, prior = shards_of(name)
+    ones = np.ones(len(shards))
+    posteriors = quietly(fit_shards, shards, prior)
+    found = diagnosed(shards, posteriors, prior, key=key(1), num_samples=2000)
     merged = bm.merge(posteriors, ones, prior)
     joint = bm.JointTarget(shards, ones)
     before = reweighted(merged, joint, prior, key(2), 2000)
     advice = " ".join(found.concerns)
     assert "von" not in advice
-    if "Use `refine(targets, merged, weights, steps=5)`" not in advice:
+    if "Use `refine(targets, merged, weights, prior, steps=5)`" not in advice:
         return
     after = reweighted(
-        quietly(bm.refine, shards, merged, ones, steps=5), joint, prior, key(2), 2000
+        quietly(bm.refine, shards, merged, ones, prior, steps=5), joint, prior, key(2), 2000
     )
     assert after.k <= before.k + 2 * (before.k_error + after.k_error)
     assert after.effective_samples > 0.9 * before.effective_samples
@@ -347,32 +353,30 @@ def test_advice_does_not_make_the_weights_worse(name):
 def test_overdispersion_is_no_conflict():
     """Counts with five times the variance of a Poisson distribution, dealt out at random; and
     Poisson counts of which one shard has another rate."""
-    shards = shards_of("overdispersed")
-    posteriors = fit_shards(shards)
-    text = str(diagnosed(shards, posteriors))
+    shards, prior = shards_of("overdispersed")
+    posteriors = fit_shards(shards, prior)
+    text = str(diagnosed(shards, posteriors, prior))
     assert "overdispersion" in text
     assert "conflicts with" not in text
     rng = np.random.default_rng(0)
-    prior = shards["0"].prior
     rates = (3.0, 3.0, 3.0, 5.0)
     shards = {
         str(t): bm.Target(
             counts_loss,
             (jnp.asarray(rng.normal(size=50)), jnp.asarray(rng.poisson(rate, 50), float)),
-            prior=prior,
         )
         for t, rate in enumerate(rates)
     }
-    text = str(diagnosed(shards, fit_shards(shards)))
+    text = str(diagnosed(shards, fit_shards(shards, prior), prior))
     assert "task 3 conflicts with the others" in text
     assert "overdispersion" not in text
 
 
 def test_posteriors_that_are_not_at_a_mode_are_told():
     """Skewed, so that means of variational posteriors differ from modes."""
-    shards = shards_of("unknown noise")
-    laplace = fit_shards(shards)
-    text = str(diagnosed(shards, laplace))
+    shards, prior = shards_of("unknown noise")
+    laplace = fit_shards(shards, prior)
+    text = str(diagnosed(shards, laplace, prior))
     assert "one refinement moves log_sd by" in text
     assert "centred elsewhere" not in text
     shifted = {
@@ -381,7 +385,7 @@ def test_posteriors_that_are_not_at_a_mode_are_told():
         )
         for n, q in laplace.items()
     }
-    text = str(diagnosed(shards, shifted))
+    text = str(diagnosed(shards, shifted, prior))
     assert "refinement looks for a mode, and these posteriors are centred elsewhere" in text
 
 
@@ -395,9 +399,11 @@ def scale_model(y):
 def test_coordinates_have_names_and_units():
     y = np.random.default_rng(0).normal(1.0, 0.5, size=24)
     with jax.numpy_rank_promotion("allow"):
-        shards = {n: bm.Target.from_numpyro(scale_model, y[i::4]) for i, n in enumerate("abcd")}
+        shards = {n: bm.numpyro.target(scale_model, y[i::4]) for i, n in enumerate("abcd")}
+        prior = bm.numpyro.prior(shards)
+        posteriors = fit_shards(shards, prior)
         with pytest.warns(MergeWarning, match=r"moves log sigma\[0\] by"):
-            found = bm.diagnose(shards, fit_shards(shards), np.ones(4))
+            found = bm.diagnose(shards, posteriors, np.ones(4), prior)
     table = {line.split("  ")[0].strip(): line for line in str(found).splitlines()}
     mode = found.merged.mode()
     assert f"{np.exp(mode['sigma'][0]):.4g}" in table["log sigma[0]"]

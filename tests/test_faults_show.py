@@ -303,9 +303,11 @@ def test_results_are_tables():
         return 0.5 * (y - theta) ** 2
 
     prior = bm.IsotropicGaussian.from_mean_precision(jnp.array(0.0), 1.0)
-    tasks = {n: bm.Target(loss, jnp.array([y]), prior=prior) for n, y in (("a", 1.0), ("b", 2.0))}
-    assert repr(tasks["a"]) == "Target of 1 example: loss, prior IsotropicGaussian"
-    found = bm.diagnose(tasks, {n: bm.laplace(t) for n, t in tasks.items()}, [1.0, 1.0])
+    tasks = {n: bm.Target(loss, jnp.array([y])) for n, y in (("a", 1.0), ("b", 2.0))}
+    assert repr(tasks["a"]) == "Target of 1 example: loss"
+    found = bm.diagnose(
+        tasks, {n: bm.laplace(t, prior) for n, t in tasks.items()}, [1.0, 1.0], prior
+    )
     assert repr(found).splitlines()[1].split()[:3] == ["theta", "1", "0.5774"]
     assert repr(found.overlap).startswith("Overlap of 2 tasks: log-normaliser")
     assert "theta" in repr(found.refined)
@@ -431,7 +433,7 @@ def test_densities_in_units_of_sites():
         scale = numpyro.sample("scale", dist.LogNormal(0.0, 1.0))
         numpyro.sample("y", dist.Normal(0.0, scale), obs=y)
 
-    target = bm.Target.from_numpyro(model, jnp.array([1.0, 2.0, -1.0]))
+    target = bm.numpyro.target(model, jnp.array([1.0, 2.0, -1.0]))
     q = bm.DiagonalGaussian.from_mean_precision(
         {"scale": jnp.array(0.0)}, {"scale": jnp.array(4.0)}
     )

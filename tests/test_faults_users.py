@@ -38,19 +38,23 @@ def ridge():
     return np.linalg.solve(X.T @ X + 10 * np.eye(3), X.T @ Y)
 
 
-def test_the_prior_that_a_merge_holds_is_refined_with(halves, prior):
+def test_a_prior_that_a_merge_holds_and_refinement_does_not_is_told(halves, prior):
     fitted = {name: bm.laplace(target, prior) for name, target in halves.items()}
     merged = bm.merge(fitted, ONES, prior)
-    refined = bm.refine(halves, merged, ONES, steps=2)
+    refined = bm.refine(halves, merged, ONES, prior, steps=2)
     np.testing.assert_allclose(refined.mode(), ridge(), rtol=1e-8)
-    drawn = bm.diagnostics.reweighted(
-        merged, bm.JointTarget(halves, ONES), key=jax.random.key(0), num_samples=200
-    )
+    joint, options = bm.JointTarget(halves, ONES), {"key": jax.random.key(0), "num_samples": 200}
+    drawn = bm.diagnostics.reweighted(merged, joint, prior, **options)
+    with pytest.warns(UserWarning, match="prior is None, a flat one"):
+        flat = bm.refine(halves, merged, ONES, steps=2)
+    np.testing.assert_allclose(flat.mode(), np.linalg.lstsq(X, Y)[0], rtol=1e-8)
+    with pytest.warns(UserWarning, match="prior is None, a flat one"):
+        bm.diagnostics.reweighted(merged, joint, **options)
     assert drawn.k == -np.inf, "the merge of linear regressions is exact"
 
 
 def test_shards_may_be_fitted_to_what_is_no_posterior(halves, prior):
-    found = fit_shards(halves, lambda target: {"mode": bm.laplace(target, prior).mode()})
+    found = fit_shards(halves, prior, lambda target, p: {"mode": bm.laplace(target, p).mode()})
     for name, i in (("a", 0), ("b", 1)):
         x, y = X[i::2], Y[i::2]
         right = np.linalg.solve(x.T @ x + 10 * np.eye(3), x.T @ y)
@@ -61,9 +65,9 @@ def test_empty_leaves_are_fitted():
     weak = bm.IsotropicGaussian.from_mean_precision(
         {"w": jnp.zeros(3), "none": jnp.zeros((0, 2))}, 10.0
     )
-    target = bm.Target.supervised(lambda p, x: x @ p["w"], "gaussian", (X, Y), prior=weak)
-    np.testing.assert_allclose(bm.laplace(target).mode()["w"], ridge(), rtol=1e-8)
-    q = bm.von(target, key=jax.random.key(0), num_steps=3, step_size=1.0, progress=False)
+    target = bm.Target.supervised(lambda p, x: x @ p["w"], "gaussian", (X, Y))
+    np.testing.assert_allclose(bm.laplace(target, weak).mode()["w"], ridge(), rtol=1e-8)
+    q = bm.von(target, weak, key=jax.random.key(0), num_steps=3, step_size=1.0, progress=False)
     np.testing.assert_allclose(q.mode()["w"], ridge(), rtol=1e-6)
 
 
@@ -118,4 +122,4 @@ def test_integers_of_numpy_do_not_wrap_in_models():
         numpyro.sample("y", dist.Binomial(n, p), obs=y)
 
     with jax.enable_x64(False), pytest.raises(ValueError, match="does not fit into int32"):
-        bm.Target.from_numpyro(model, np.int64(5_000_000_000), np.array([3]))
+        bm.numpyro.target(model, np.int64(5_000_000_000), np.array([3]))

@@ -258,14 +258,25 @@ def test_a_vmapped_fit_merges_as_its_members(cancer):
     np.testing.assert_allclose(merged.mode(), bm.merge(members, [1.0] * 7, prior).mode())
 
 
-def test_joint_targets_share_the_prior_of_their_tasks(cancer):
+def test_a_joint_target_is_its_tasks(cancer):
     x, y = cancer
-    prior = isotropic_prior(30)
-    data = (jnp.asarray(x), jnp.asarray(y))
-    tasks = [bm.Target.supervised(logit, "bernoulli", data, prior=prior)] * 2
-    joint = bm.find_mode(bm.JointTarget(tasks, [0.5, 0.5]))
-    alone = bm.find_mode(tasks[0])
+    prior, data = isotropic_prior(30), (jnp.asarray(x), jnp.asarray(y))
+    tasks = [bm.Target.supervised(logit, "bernoulli", data)] * 2
+    joint = bm.find_mode(bm.JointTarget(tasks, [0.5, 0.5]), prior)
+    alone = bm.find_mode(tasks[0], prior)
     np.testing.assert_allclose(joint.params, alone.params, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn", "fisher", "squared_gradients"])
+def test_an_exact_prior_has_its_own_curvature(cancer, kind):
+    """The same Gaussian prior, as one and as a function: N(1, I/5)."""
+    x, y = cancer
+    target = bm.Target.supervised(logit, "bernoulli", (jnp.asarray(x), jnp.asarray(y)))
+    gaussian = bm.IsotropicGaussian.from_mean_precision(jnp.ones(30), 5.0)
+    exact = bm.ExactPrior(lambda theta: 2.5 * jnp.sum((theta - 1) ** 2), jnp.ones(30))
+    expected, found = (bm.laplace(target, p, curvature=kind) for p in (gaussian, exact))
+    np.testing.assert_allclose(found.precision.value, expected.precision.value, rtol=1e-8)
+    np.testing.assert_allclose(found.mode(), expected.mode(), atol=1e-8)
 
 
 def test_a_network_is_searched_to_rounding_error():

@@ -23,7 +23,7 @@ from scipy import stats
 import bayesmerge as bm
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.recognise import gaussian_of
-from bayesmerge.fit import ModelTarget, Tilted, moment_matched
+from bayesmerge.fit import Tilted, moment_matched
 from bayesmerge.numpyro import Model, replace_prior, to_numpyro, with_factor
 
 
@@ -97,6 +97,10 @@ def test_linear_likelihood_by_hand():
     np.testing.assert_allclose(model.log_prior(theta), prior, rtol=1e-12)
 
 
+def fitted(target):
+    return bm.laplace(target, bm.numpyro.prior(target))
+
+
 def random_walk(y):
     def step(state, observed):
         state = numpyro.sample("state", dist.Normal(state, 1.0))
@@ -109,15 +113,16 @@ def random_walk(y):
 
 def test_a_model_with_scan():
     y = jnp.array([0.5, 1.0, -1.0, 2.0])
-    target = bm.Target.from_numpyro(random_walk, y)
+    target = bm.numpyro.target(random_walk, y)
     theta = somewhere(target.model)
     energy = potential_energy(handlers.seed(random_walk, 0), (y,), {}, theta)
     total = target.total(theta) - target.model.log_prior(theta)
     np.testing.assert_allclose(total, energy, rtol=1e-12)
     walk = np.linalg.inv(np.minimum.outer(np.arange(1, 5), np.arange(1, 5)))
-    assert isinstance(target.prior, bm.FullGaussian)
-    np.testing.assert_allclose(target.prior.precision.value[4:, 4:], walk, atol=1e-12)
-    np.testing.assert_allclose(target.prior.precision.value[:4, :4], 4 * np.eye(4), atol=1e-12)
+    prior = bm.numpyro.prior(target)
+    assert isinstance(prior, bm.FullGaussian)
+    np.testing.assert_allclose(prior.precision.value[4:, 4:], walk, atol=1e-12)
+    np.testing.assert_allclose(prior.precision.value[:4, :4], 4 * np.eye(4), atol=1e-12)
 
 
 def masked(y, seen):
@@ -127,8 +132,8 @@ def masked(y, seen):
 
 
 def test_masked_observations_say_nothing():
-    target = bm.Target.from_numpyro(masked, jnp.array([1.0, 50.0]), jnp.array([True, False]))
-    np.testing.assert_allclose(bm.laplace(target).mode()["mean"], 0.5)
+    target = bm.numpyro.target(masked, jnp.array([1.0, 50.0]), jnp.array([True, False]))
+    np.testing.assert_allclose(fitted(target).mode()["mean"], 0.5)
 
 
 def constrained(y):
@@ -216,10 +221,11 @@ def test_an_exact_prior_is_counted_once():
     """With factors expanded at one θ, their sum and the prior are the whole log-density there, to
     second order: a prior counted T times would shift score and curvature."""
     parts = [jnp.array([1, 1, 0]), jnp.array([0, 0, 1])]
-    shards = [bm.Target.from_numpyro(flips, y) for y in parts]
-    full = bm.Target.from_numpyro(flips, jnp.concatenate(parts))
-    assert isinstance(full.prior, ModelTarget)
-    merged = bm.refine(shards, full.start, [1.0, 1.0], steps=8)
+    shards = [bm.numpyro.target(flips, y) for y in parts]
+    full = bm.numpyro.target(flips, jnp.concatenate(parts))
+    prior = bm.numpyro.prior(full)
+    assert isinstance(prior, bm.ExactPrior)
+    merged = bm.refine(shards, full.start, [1.0, 1.0], prior, steps=8)
     np.testing.assert_allclose(jax.nn.sigmoid(merged.mode()["p"]), 5 / 11, rtol=1e-9)
     variance = merged.laplace().variance()["p"]
     np.testing.assert_allclose(variance, 1 / (11 * 5 / 11 * 6 / 11), rtol=1e-9)
@@ -229,12 +235,12 @@ def test_gaussian_likelihoods_under_an_exact_prior_merge_exactly():
     """Rubin's schools, known standard errors, one school a shard: the merged density is the joint
     one, funnel and all."""
     example = ZOO["eight schools, centred"]
-    shards = [bm.Target.from_numpyro(example.model, *part) for part in example.parts()]
-    start, prior = shards[0].start, shards[0].prior
+    shards = [bm.numpyro.target(example.model, *part) for part in example.parts()]
+    start, prior = shards[0].start, bm.numpyro.prior(shards)
     factors = [bm.expand(shard, start) for shard in shards]
     merged = Tilted(functools.reduce(operator.mul, factors), prior, factors[0])
     with pytest.raises(ValueError, match="joint Hessian is not positive definite"):
-        bm.refine(shards, start, np.ones(8))
+        bm.refine(shards, start, np.ones(8), prior)
     model = bound("eight schools, centred")
     thetas = [somewhere(model, seed) for seed in range(5)]
     joint = [float(model.log_prior(t) + model.log_likelihood(t)) for t in thetas]
@@ -243,19 +249,20 @@ def test_gaussian_likelihoods_under_an_exact_prior_merge_exactly():
 
 
 def test_laplace_factor_is_the_posterior_without_the_prior():
-    target = bm.Target.from_numpyro(flips, jnp.array([1, 1, 0]))
-    factor = bm.laplace(target, include_prior=False)
-    again = bm.fit.likelihood_factor(bm.laplace(target), target.prior)
-    p = jax.nn.sigmoid(bm.laplace(target).mode()["p"])
+    target = bm.numpyro.target(flips, jnp.array([1, 1, 0]))
+    prior = bm.numpyro.prior(target)
+    factor = bm.laplace(target, prior, include_prior=False)
+    again = bm.fit.likelihood_factor(bm.laplace(target, prior), prior)
+    p = jax.nn.sigmoid(bm.laplace(target, prior).mode()["p"])
     np.testing.assert_allclose(factor.precision.value, [[3 * p * (1 - p)]], rtol=1e-9)
     np.testing.assert_allclose(factor.precision.value, again.precision.value, rtol=1e-9)
 
 
 def test_variational_posteriors_with_an_exact_prior():
     """q of VON against the Gaussian of least KL(q ‖ p), found on a grid of means and variances."""
-    target = bm.Target.from_numpyro(flips, jnp.array([1, 1, 0]))
+    target = bm.numpyro.target(flips, jnp.array([1, 1, 0]))
     options = {"num_samples": 10_000, "resample": False, "num_steps": 60, "progress": False}
-    q = bm.von(target, key=jax.random.key(0), **options)
+    q = bm.von(target, bm.numpyro.prior(target), key=jax.random.key(0), **options)
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
 
     def bound_at(mean, sd):
@@ -271,13 +278,14 @@ def test_variational_posteriors_with_an_exact_prior():
 
 
 def gap(target):
-    return bm.fit.elbo(target, bm.laplace(target), key=jax.random.key(0), num_samples=1000)
+    prior, options = bm.numpyro.prior(target), {"key": jax.random.key(0), "num_samples": 1000}
+    return bm.fit.elbo(target, bm.laplace(target, prior), prior, **options)
 
 
 def test_evidence_bound_with_an_exact_prior():
     """log B(2+2, 3+1)/B(2, 3) = log(1/140·12), from below and close."""
     evidence = np.log(12 / 140)
-    bound = gap(bm.Target.from_numpyro(flips, jnp.array([1, 1, 0])))
+    bound = gap(bm.numpyro.target(flips, jnp.array([1, 1, 0])))
     assert evidence - 0.1 < bound < evidence + 0.02
 
 
@@ -318,22 +326,22 @@ def scaled(y):
 
 def test_a_replaced_prior_is_not_scaled_and_names_do_not_matter():
     q = bm.FullGaussian.from_mean_precision({"mean": jnp.array(0.5)}, 4 * jnp.eye(1))
-    target = bm.Target.from_numpyro(replace_prior(scaled, q), jnp.array([1.0, 2.0]))
-    np.testing.assert_allclose(target.prior.precision.value["mean"], 4.0)
+    target = bm.numpyro.target(replace_prior(scaled, q), jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(bm.numpyro.prior(target).precision.value["mean"], 4.0)
     total = -stats.norm.logpdf([1.0, 2.0], 0.3).sum()
     np.testing.assert_allclose(target.total({"mean": jnp.array(0.3)}), total)
-    plain = bm.Target.from_numpyro(scaled, jnp.array([1.0, 2.0]))
-    np.testing.assert_allclose(plain.prior.precision.value["mean"], 10.0)
+    plain = bm.numpyro.target(scaled, jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(bm.numpyro.prior(plain).precision.value["mean"], 10.0)
 
 
 def test_updating_in_turn_is_fitting_at_once():
     example = ZOO["linear, known noise"]
     model, parts = example.model, example.parts()
     for part in parts[:2]:
-        posterior = bm.laplace(bm.Target.from_numpyro(model, *part))
+        posterior = fitted(bm.numpyro.target(model, *part))
         model = replace_prior(example.model, posterior)
     both = [np.concatenate(pair) for pair in zip(*parts[:2], strict=True)]
-    once = bm.laplace(bm.Target.from_numpyro(example.model, *both))
+    once = fitted(bm.numpyro.target(example.model, *both))
     np.testing.assert_allclose(posterior.mode()["beta"], once.mode()["beta"], rtol=1e-9)
     np.testing.assert_allclose(posterior.precision.value, once.precision.value, rtol=1e-9)
 
@@ -350,15 +358,15 @@ def test_conjugate_posteriors_make_the_round_trip():
     first = bm.Gamma.from_shape_rate(jnp.array(2.0), jnp.array(1.0))
     likelihood = bm.Gamma.from_shape_rate(jnp.array(1.0 + 7.0), jnp.array(3.0))
     posterior = first * likelihood
-    target = bm.Target.from_numpyro(counts, jnp.array([4, 2]), to_numpyro(posterior))
-    q = bm.laplace(target)
+    target = bm.numpyro.target(counts, jnp.array([4, 2]), to_numpyro(posterior))
+    q = fitted(target)
     np.testing.assert_allclose(jnp.exp(q.mode()["rate"]), (2 + 7 + 6) / (1 + 3 + 2), rtol=1e-9)
     np.testing.assert_allclose(q.precision.value, [[2.0 + 7 + 6]], rtol=1e-9)
 
 
 def test_factors_of_other_shards_under_the_exact_prior():
     y = [jnp.array([1, 1, 0]), jnp.array([0, 0])]
-    shards = [bm.Target.from_numpyro(flips, part) for part in y]
+    shards = [bm.numpyro.target(flips, part) for part in y]
     factor = bm.expand(shards[0], shards[0].start)
     both = Model(with_factor(flips, factor), y[1])
     theta = somewhere(both)
@@ -496,17 +504,17 @@ def guide_density(guide, params, theta):
 
 def test_laplace_guide():
     y = jnp.array([1, 1, 0])
-    target = bm.Target.from_numpyro(flips, y)
+    target = bm.numpyro.target(flips, y)
     guide = autoguide.AutoLaplaceApproximation(flips)
     handlers.seed(guide, 0)(y)
-    q = bm.laplace(target)
+    q = fitted(target)
     ours = target.model.from_guide(guide, {"auto_loc": q.mode()["p"][None]})
     np.testing.assert_allclose(ours.precision.value, q.precision.value, rtol=1e-8)
 
 
 def test_draws_of_mcmc_become_posteriors():
     model = Model(guided, *DATA)
-    q = bm.laplace(bm.Target.from_numpyro(guided, *DATA))
+    q = fitted(bm.numpyro.target(guided, *DATA))
     draws = model.draws(q, jax.random.key(0), 20_000)
     back = moment_matched(model.unconstrain(draws))
     np.testing.assert_allclose(back.mode()["beta"], q.mode()["beta"], atol=0.02)
@@ -516,7 +524,7 @@ def test_draws_of_mcmc_become_posteriors():
 
 def test_predictions_are_numpyros():
     model = Model(guided, *DATA)
-    q = bm.laplace(bm.Target.from_numpyro(guided, *DATA))
+    q = fitted(bm.numpyro.target(guided, *DATA))
     new = jnp.array([[1.0, 1.0], [0.0, 0.0], [2.0, 1.0]])
     predicted = model.predictive(q, jax.random.key(0), 3000)(jax.random.key(1), new)
     draws = model.draws(q, jax.random.key(0), 3000)
@@ -535,7 +543,7 @@ def arviz():
 def test_arviz_data():
     az = arviz()
     model = Model(guided, *DATA)
-    q = bm.laplace(bm.Target.from_numpyro(guided, *DATA))
+    q = fitted(bm.numpyro.target(guided, *DATA))
     names = {"coords": {"feature": ["dose", "age"]}, "dims": {"beta": ["feature"]}}
     data = model.to_arviz(q, jax.random.key(0), 200, **names)
     posterior = data["posterior"]
@@ -573,7 +581,7 @@ def subsampled(X, y):
 
 
 def test_subsampling_plates_are_read_whole_or_in_minibatches():
-    target = bm.Target.from_numpyro(subsampled, *DATA)
+    target = bm.numpyro.target(subsampled, *DATA)
     theta = somewhere(target.model)
     whole = -stats.norm.logpdf(DATA[1], DATA[0] @ theta["beta"]).sum()
     np.testing.assert_allclose(target.total(theta), whole)
@@ -584,7 +592,7 @@ def test_subsampling_plates_are_read_whole_or_in_minibatches():
 
 
 def test_squared_gradients_of_a_model():
-    target = bm.Target.from_numpyro(guided, *DATA)
+    target = bm.numpyro.target(guided, *DATA)
     theta = somewhere(target.model)
     layout = target.model.layout
 
@@ -599,10 +607,10 @@ def test_a_new_shard_costs_no_compilation():
     compiled = []
     listen = lambda name, *_, **__: compiled.append(name)  # noqa: E731
     X, y = DATA
-    bm.laplace(bm.Target.from_numpyro(guided, X, y))
+    fitted(bm.numpyro.target(guided, X, y))
     more = X + 1.0, 2 * y
     jax.monitoring.register_event_duration_secs_listener(listen)
-    bm.laplace(bm.Target.from_numpyro(guided, *more))
+    fitted(bm.numpyro.target(guided, *more))
     jax.monitoring.unregister_event_duration_listener(listen)
     assert not [name for name in compiled if "backend_compile" in name]
 
@@ -687,26 +695,26 @@ def simulated(y):
 def test_models_that_cannot_be_merged_say_why(model, says):
     random.seed(0)
     with pytest.raises(ValueError, match=says):
-        bm.Target.from_numpyro(model, jnp.array([1.0, 2.0]))
+        bm.numpyro.target(model, jnp.array([1.0, 2.0]))
 
 
 def test_other_bad_input():
     model = Model(guided, *DATA)
     q = bm.DiagonalGaussian.from_mean_precision(somewhere(model), somewhere(model, 1))
     with pytest.raises(TypeError, match="model is a str"):
-        bm.Target.from_numpyro("model")
+        bm.numpyro.target("model")
     with pytest.raises(ValueError, match=r"no attribute 'shape'. Its arguments: X \(set of 2\)"):
-        bm.Target.from_numpyro(guided, {1, 2})
+        bm.numpyro.target(guided, {1, 2})
     with pytest.raises(ValueError, match=r"lack the latent sites \['sigma'\]"):
         model.unconstrain({"beta": jnp.zeros((3, 2))})
     with pytest.raises(ValueError, match="must be finite"):
         model.unconstrain({"beta": jnp.zeros((3, 2)), "sigma": -jnp.ones(3)})
     with pytest.raises(ValueError, match="leaf '\\['beta'\\]' is only in the first"):
         model.constrain({"sigma": jnp.zeros(())})
-    target = bm.Target.from_numpyro(guided, *DATA)
+    target = bm.numpyro.target(guided, *DATA)
     with pytest.raises(ValueError, match="leave out `batch_size`"):
         bm.von(target, key=jax.random.key(0), batch_size=2, progress=False)
-    posterior = bm.laplace(target)
+    posterior = fitted(target)
     with pytest.raises(ValueError, match=r"dims name \['gamma'\]"):
         model.to_arviz(posterior, jax.random.key(0), dims={"gamma": ["x"]})
     names = {"dims": {"beta": ["feature"]}, "coords": {"feature": [1, 2, 3]}}
@@ -715,7 +723,7 @@ def test_other_bad_input():
     with pytest.raises(ValueError, match=r"coords name \['skool'\]"):
         model.to_arviz(posterior, jax.random.key(0), coords={"skool": [1]})
     with pytest.raises(TypeError, match="factor is a Tilted"):
-        with_factor(guided, bm.merge([posterior], [1.0], target.prior))
+        with_factor(guided, bm.merge([posterior], [1.0], bm.numpyro.prior(target)))
     other = bm.DiagonalGaussian.from_mean_precision({"p": jnp.ones(2)}, {"p": jnp.ones(2)})
     with pytest.raises(ValueError, match=r"leaf '\['p'\]' has shape \(2,\) and \(\)"):
         Model(with_factor(flips, other), jnp.array([1]))
@@ -732,12 +740,12 @@ def test_other_bad_input():
 
 
 def test_shards_with_other_parameters_name_them():
-    flipped = bm.laplace(bm.Target.from_numpyro(flips, jnp.array([1, 0])))
-    other = bm.laplace(bm.Target.from_numpyro(guided, *DATA))
+    flipped = fitted(bm.numpyro.target(flips, jnp.array([1, 0])))
+    other = fitted(bm.numpyro.target(guided, *DATA))
     with pytest.raises(ValueError, match=r"leaf '\['p'\]' is only in the first"):
         bm.merge([flipped, other], [1.0, 1.0])
     with pytest.raises(ValueError, match="the model and"):
-        bm.merge([other], [1.0], bm.Target.from_numpyro(flips, jnp.array([1, 0])).prior)
+        bm.merge([other], [1.0], bm.numpyro.prior(flips, jnp.array([1, 0])))
 
 
 def data_as_prior(y):
@@ -752,16 +760,14 @@ def heavy(y, scale):
 
 def test_shards_with_other_priors_are_named():
     one, two = jnp.array([1.0, 2.0]), jnp.array([3.0, 6.0])
-    empirical = {
-        t: bm.Target.from_numpyro(data_as_prior, y) for t, y in {"a": one, "b": two}.items()
-    }
+    empirical = {t: bm.numpyro.target(data_as_prior, y) for t, y in {"a": one, "b": two}.items()}
     exact = {
-        "a": bm.Target.from_numpyro(heavy, one, jnp.array(1.0)),
-        "b": bm.Target.from_numpyro(heavy, two, jnp.array(9.0)),
+        "a": bm.numpyro.target(heavy, one, jnp.array(1.0)),
+        "b": bm.numpyro.target(heavy, two, jnp.array(9.0)),
     }
     for shards in (empirical, exact):
         with pytest.raises(ValueError, match="the targets 'a' and 'b' have different priors"):
-            bm.refine(shards, {"mean": jnp.array(1.0)}, [1.0, 1.0])
+            bm.numpyro.prior(shards)
 
 
 def test_a_very_wide_prior_in_single_precision():
@@ -770,8 +776,8 @@ def test_a_very_wide_prior_in_single_precision():
         numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
     with jax.enable_x64(False):
-        target = bm.Target.from_numpyro(wide, jnp.array([1000.1, 1000.3, 999.8]))
-        np.testing.assert_allclose(bm.laplace(target).mode()["mean"], 1000.0667, rtol=1e-6)
+        target = bm.numpyro.target(wide, jnp.array([1000.1, 1000.3, 999.8]))
+        np.testing.assert_allclose(fitted(target).mode()["mean"], 1000.0667, rtol=1e-6)
 
 
 def test_guides_that_cannot_be_merged_say_why():
@@ -801,18 +807,17 @@ def test_guides_that_cannot_be_merged_say_why():
 
 
 def test_previews_with_an_exact_prior():
-    shards = [bm.Target.from_numpyro(flips, jnp.array(y)) for y in ([1, 1, 1], [0, 0, 1])]
-    posteriors = [bm.laplace(shard) for shard in shards]
+    shards = [bm.numpyro.target(flips, jnp.array(y)) for y in ([1, 1, 1], [0, 0, 1])]
+    prior = bm.numpyro.prior(shards)
+    posteriors = [bm.laplace(shard, prior) for shard in shards]
     weights = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    seen = bm.preview(
-        posteriors, weights, lambda theta: theta["p"], shards[0].prior, progress=False
-    )
-    one_by_one = [bm.merge(posteriors, w, shards[0].prior).mode()["p"] for w in weights]
+    seen = bm.preview(posteriors, weights, lambda theta: theta["p"], prior, progress=False)
+    one_by_one = [bm.merge(posteriors, w, prior).mode()["p"] for w in weights]
     np.testing.assert_allclose(seen.metrics["metric"], one_by_one, rtol=1e-9)
     np.testing.assert_allclose(one_by_one[0], posteriors[0].mode()["p"], rtol=1e-9)
     joint = bm.joint_training(shards, weights, lambda theta: theta["p"], progress=False)
     np.testing.assert_allclose(jax.nn.sigmoid(joint.metrics["metric"][0]), 5 / 8, rtol=1e-6)
-    assert eqx.is_array(bm.merge(posteriors, weights, shards[0].prior).mode()["p"])
+    assert eqx.is_array(bm.merge(posteriors, weights, prior).mode()["p"])
 
 
 def test_zoo_has_what_was_promised():

@@ -334,24 +334,26 @@ def regressions(streamed=False):
     for t in TASKS:
         x, y = jnp.asarray(rng.normal(size=(20, 3))), jnp.asarray(rng.normal(size=20))
         halves = [(x[:12], y[:12]), (x[12:], y[12:])]
-        targets[t] = bm.Target(squared, halves if streamed else (x, y), prior=prior)
+        targets[t] = bm.Target(squared, halves if streamed else (x, y))
     return targets, prior
 
 
 def test_joint_training_by_an_executor_and_in_a_file(tmp_path):
-    targets, _ = regressions()
+    targets, prior = regressions()
     weights, path = bm.simplex_grid(3, 0.25), tmp_path / "joint.nc"
-    alone = bm.joint_training(targets, weights, lambda w: w[0], progress=False)
+    alone = bm.joint_training(targets, weights, lambda w: w[0], prior, progress=False)
     with threads() as executor:
         options = {"executor": executor, "batch_size": 4, "save": path, "progress": False}
-        seen = bm.joint_training(targets, weights, lambda w: w[0], **options)
+        seen = bm.joint_training(targets, weights, lambda w: w[0], prior, **options)
     np.testing.assert_allclose(seen.values(), alone.values(), rtol=1e-9)
     np.testing.assert_array_equal(bm.Preview.load(path).values(), seen.values())
 
 
 def test_streams_are_refined_as_arrays_are():
     (arrays, prior), (streams, _) = regressions(), regressions(streamed=True)
-    posteriors = {t: bm.laplace(target, structure="diagonal") for t, target in arrays.items()}
+    posteriors = {
+        t: bm.laplace(target, prior, structure="diagonal") for t, target in arrays.items()
+    }
     weights = [[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]]
     seen = [
         bm.preview(

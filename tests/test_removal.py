@@ -15,9 +15,9 @@ def linear(w, x):
     return x @ w
 
 
-def least_squares(x, y, prior=None):
+def least_squares(x, y):
     data = (jnp.asarray(x, float), jnp.asarray(y, float))
-    return bm.Target.supervised(linear, "gaussian", data, prior=prior)
+    return bm.Target.supervised(linear, "gaussian", data)
 
 
 def regression(name):
@@ -92,7 +92,7 @@ def logistic(prior_precision=1.0):
     x = (x - x.mean(0)) / x.std(0)
     prior = bm.IsotropicGaussian.from_mean_precision(jnp.zeros(30), prior_precision)
     data = (jnp.asarray(x), jnp.asarray(y))
-    return bm.Target.supervised(linear, "bernoulli", data, prior=prior)
+    return bm.Target.supervised(linear, "bernoulli", data), prior
 
 
 def test_influence_of_a_logistic_regression_equals_statsmodels():
@@ -124,9 +124,9 @@ def network():
             "out": jnp.asarray(rng.normal(size=(5, 3))),
         }
         prior = bm.IsotropicGaussian.from_mean_precision(jax.tree.map(jnp.zeros_like, start), 1.0)
-        target = bm.Target.supervised(mlp, "categorical", (x, jnp.asarray(y)), prior=prior)
-        mode = bm.find_mode(target, start=start, method="newton")
-        return target, mode.params
+        target = bm.Target.supervised(mlp, "categorical", (x, jnp.asarray(y)))
+        mode = bm.find_mode(target, prior, start=start, method="newton")
+        return target, prior, mode.params
 
 
 def flat(tree, axes=1):
@@ -139,8 +139,8 @@ def flat(tree, axes=1):
 @pytest.mark.parametrize("kind", ["ggn", "hessian", "squared_gradients"])
 @pytest.mark.parametrize("method", ["newton", "influence"])
 def test_every_way_to_remove_a_row_of_a_network_agrees(network, kind, method):
-    target, params = network
-    options = {"params": params, "curvature": kind, "method": method}
+    target, prior, params = network
+    options = {"prior": prior, "params": params, "curvature": kind, "method": method}
     at_once = flat(bm.leave_out(target, **options), 2)
     assert at_once.shape == (150, 40)
     some = np.array([[3], [77], [149]])
@@ -162,7 +162,7 @@ def test_every_way_to_remove_a_row_of_a_network_agrees(network, kind, method):
 
 @pytest.mark.parametrize("kind", ["ggn", "hessian", "squared_gradients", "fisher"])
 def test_products_equal_matrices(network, kind):
-    target, params = network
+    target, _, params = network
     rng = np.random.default_rng(2)
     v = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), params)
     expected = bm.curvature(target, params, kind) @ flat(v)
@@ -170,23 +170,23 @@ def test_products_equal_matrices(network, kind):
 
 
 def test_several_groups_and_a_mask_are_the_same_removals():
-    target = logistic()
+    target, prior = logistic()
     groups = np.arange(30).reshape(3, 10)
-    many = bm.leave_out(target, groups)
+    many = bm.leave_out(target, groups, prior)
     mask = np.isin(np.arange(569), groups[1])
-    np.testing.assert_allclose(many[1], bm.leave_out(target, mask), rtol=1e-10)
-    np.testing.assert_allclose(many[2], bm.leave_out(target, groups[2] - 569), rtol=1e-10)
+    np.testing.assert_allclose(many[1], bm.leave_out(target, mask, prior), rtol=1e-10)
+    np.testing.assert_allclose(many[2], bm.leave_out(target, groups[2] - 569, prior), rtol=1e-10)
 
 
 def test_removing_a_fraction_of_a_row_is_halfway_there_to_second_order():
-    target = logistic()
-    base = bm.find_mode(target, method="newton").params
-    one = bm.leave_out(target, [5], params=base, method="influence") - base
-    tenth = bm.leave_out(target, [5], params=base, method="influence", weight=0.1) - base
+    target, prior = logistic()
+    base = bm.find_mode(target, prior, method="newton").params
+    one = bm.leave_out(target, [5], prior, params=base, method="influence") - base
+    tenth = bm.leave_out(target, [5], prior, params=base, method="influence", weight=0.1) - base
     np.testing.assert_allclose(tenth, 0.1 * one, atol=1e-13)
-    newton = bm.leave_out(target, params=base, weight=0.5)
+    newton = bm.leave_out(target, prior=prior, params=base, weight=0.5)
     np.testing.assert_allclose(
-        newton[5], bm.leave_out(target, [5], params=base, weight=0.5), atol=1e-13
+        newton[5], bm.leave_out(target, [5], prior, params=base, weight=0.5), atol=1e-13
     )
 
 

@@ -24,20 +24,22 @@ def as_numpyro_is_written():
 
 @functools.cache
 def study(name):
-    """Shards, their posteriors, and all data, of one example of the zoo."""
+    """Shards, their posteriors, all data, and the prior, of one example of the zoo."""
     example = ZOO[name]
-    shards = [bm.Target.from_numpyro(example.model, *part) for part in example.parts()]
-    return shards, fit_shards(shards), bm.Target.from_numpyro(example.model, *example.whole())
+    shards = [bm.numpyro.target(example.model, *part) for part in example.parts()]
+    prior = bm.numpyro.prior(shards)
+    full = bm.numpyro.target(example.model, *example.whole())
+    return shards, fit_shards(shards, prior), full, prior
 
 
 @pytest.mark.slow
 def test_refinement_closes_the_gap_to_all_data():
     """The other models of the zoo: benchmarks/shards.py."""
-    shards, posteriors, full = study("linear, unknown noise")
+    shards, posteriors, full, prior = study("linear, unknown noise")
     weights = np.ones(len(shards))
-    merged = bm.merge(posteriors, weights, full.prior)
-    reference = bm.laplace(full)
-    refined = bm.refine(shards, merged, weights, steps=4)
+    merged = bm.merge(posteriors, weights, prior)
+    reference = bm.laplace(full, prior)
+    refined = bm.refine(shards, merged, weights, prior, steps=4)
     found = difference(refined, reference)
     assert abs(found.largest[1]) < 1e-6
     for ratio in jax.tree.leaves(found.spread):
@@ -51,20 +53,20 @@ def product_of_two(theta, y):
 def test_refinement_where_the_joint_density_is_not_concave():
     """From beside the saddle at zero of Σ(θ_1θ_2 − y)², uphill all the same."""
     prior = bm.IsotropicGaussian.from_mean_precision(jnp.zeros(2), 0.1)
-    tasks = [bm.Target(product_of_two, jnp.array(y), prior=prior) for y in ([1.0, 2.0], [3.0, 4.0])]
-    refined = bm.refine(tasks, jnp.array([0.2, 0.1]), [1.0, 1.0], steps=15)
+    tasks = [bm.Target(product_of_two, jnp.array(y)) for y in ([1.0, 2.0], [3.0, 4.0])]
+    refined = bm.refine(tasks, jnp.array([0.2, 0.1]), [1.0, 1.0], prior, steps=15)
     np.testing.assert_allclose(refined.mode(), np.sqrt(2.5 - 0.1 / 4) * np.ones(2), rtol=1e-9)
 
 
 def test_refinement_says_when_it_has_not_converged():
-    shards, posteriors, full = study("linear, unknown noise")
-    merged = bm.merge(posteriors, np.ones(8), full.prior)
+    shards, posteriors, _, prior = study("linear, unknown noise")
+    merged = bm.merge(posteriors, np.ones(8), prior)
     with pytest.warns(bm.ConvergenceWarning, match="posterior standard deviations"):
-        bm.refine(shards, merged, np.ones(8), steps=1)
+        bm.refine(shards, merged, np.ones(8), prior, steps=1)
     with pytest.raises(ValueError, match="steps is 0"):
-        bm.refine(shards, merged, np.ones(8), steps=0)
+        bm.refine(shards, merged, np.ones(8), prior, steps=0)
     with pytest.raises(ValueError, match="one merge is refined at a time"):
-        bm.refine(shards, merged, np.ones((2, 8)))
+        bm.refine(shards, merged, np.ones((2, 8)), prior)
 
 
 def quartic(theta, y):
@@ -83,24 +85,25 @@ def test_refinement_with_gaussian_priors_of_every_structure():
 
 
 def test_shards_in_one_call_are_shards_one_by_one():
-    shards, posteriors, _ = study("linear, unknown noise")
+    shards, posteriors, _, prior = study("linear, unknown noise")
     for shard, q in zip(shards, posteriors.values(), strict=True):
-        alone = bm.laplace(shard)
+        alone = bm.laplace(shard, prior)
         np.testing.assert_allclose(q.precision.value, alone.precision.value, rtol=1e-7, atol=1e-7)
         np.testing.assert_allclose(q.mode()["beta"], alone.mode()["beta"], rtol=1e-7, atol=1e-9)
 
 
 def test_an_unknown_noise_scale_is_noticed_and_helped():
     """Eight shards: log σ drifts by about T·p/√(2n) standard deviations."""
-    shards, posteriors, full = study("linear, unknown noise")
+    shards, posteriors, full, prior = study("linear, unknown noise")
     with pytest.warns(MergeWarning, match="moves log sigma by"):
         found = bm.diagnose(
             dict(zip(posteriors, shards, strict=True)),
             posteriors,
             np.ones(8),
+            prior,
             key=jax.random.key(0),
         )
-    reference = bm.laplace(full)
+    reference = bm.laplace(full, prior)
     truth = difference(found.merged, reference).shift
     name, shift = found.refined.largest
     assert name == "sigma"
@@ -119,15 +122,16 @@ def test_an_unknown_noise_scale_is_noticed_and_helped():
 
 
 def test_agreeing_shards_are_left_in_peace():
-    shards, posteriors, full = study("linear, known noise")
+    shards, posteriors, full, prior = study("linear, known noise")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = bm.diagnose(
             dict(zip(posteriors, shards, strict=True)),
             posteriors,
             np.ones(4),
+            prior,
             key=jax.random.key(0),
-            reference=bm.laplace(full),
+            reference=bm.laplace(full, prior),
         )
     assert found.concerns == ()
     np.testing.assert_allclose(found.reference.divergence, 0, atol=1e-9)
@@ -156,8 +160,8 @@ def test_overlap_is_a_bayes_factor():
         "b": rng.normal(size=(4, 2)),
         "c": rng.normal(size=(2, 2)) + 2,
     }
-    tasks = {n: bm.Target(squared, jnp.asarray(y), prior=prior) for n, y in parts.items()}
-    found = overlap({n: bm.laplace(t) for n, t in tasks.items()}, np.ones(3), prior)
+    tasks = {n: bm.Target(squared, jnp.asarray(y)) for n, y in parts.items()}
+    found = overlap({n: bm.laplace(t, prior) for n, t in tasks.items()}, np.ones(3), prior)
     together = evidence(np.concatenate(list(parts.values())))
     apart = sum(evidence(y) for y in parts.values())
     np.testing.assert_allclose(found.log_normaliser, together - apart, rtol=1e-9)

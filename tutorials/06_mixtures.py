@@ -115,7 +115,7 @@ def film(rate, seed):
     t = np.arange(1, 4) / rate
     angle = 2 * np.pi * truth * t
     errors = noise * np.random.default_rng(seed).normal(size=(3, 2))
-    return bm.Target(loss, (t, np.stack([np.cos(angle), np.sin(angle)], -1) + errors), prior=prior)
+    return bm.Target(loss, (t, np.stack([np.cos(angle), np.sin(angle)], -1) + errors))
 
 
 @jax.jit
@@ -123,8 +123,8 @@ def gaussians(task, starts):
     """Laplace's method at the mode near each start, and how much probability it holds."""
 
     def one(start):
-        mode = bm.find_mode(task, start=start, method="newton").params
-        q = bm.laplace(task, params=mode, structure="isotropic")
+        mode = bm.find_mode(task, prior, start=start, method="newton").params
+        q = bm.laplace(task, prior, params=mode, structure="isotropic")
         return q, prior.log_prob(mode) - task.total(mode) - q.log_prob(mode)
 
     return jax.vmap(one)(starts)

@@ -88,8 +88,7 @@ def model(value, capital, invest=None):
 
 
 targets = {
-    name: bm.Target.from_numpyro(model, *(x[rows] for x in everything))
-    for name, rows in periods.items()
+    name: bm.numpyro.target(model, *(x[rows] for x in everything)) for name, rows in periods.items()
 }
 n, T, P = everything[0].size, len(periods), targets["1937–42"].model.layout.size
 print(f"n = {n} observations, T = {T} periods, P = {P} parameters")
@@ -98,8 +97,8 @@ print(f"n = {n} observations, T = {T} periods, P = {P} parameters")
 # A target separates what NumPyro's log-density adds: the observed sites are the loss
 # $\ell_t(\theta) = -\log p(y_t\mid\theta)$, the latent sites the prior $p_0$. And θ is
 # unconstrained: for the noise it is $\log\sigma$, with the Jacobian in the prior. A half-normal
-# distribution of σ is no Gaussian in $\log\sigma$. So `target.prior` is not a Gaussian but a
-# target itself, whose loss is $-\log p_0$, and it stays exact.
+# distribution of σ is no Gaussian in $\log\sigma$. So `bm.numpyro.prior` returns an `ExactPrior`,
+# whose energy is $-\log p_0$, and merging keeps it as it is.
 #
 # ## Three fits, one merge
 #
@@ -112,17 +111,17 @@ print(f"n = {n} observations, T = {T} periods, P = {P} parameters")
 # The easy mistake is to multiply the posteriors and leave it at that, here `merge` without `prior`.
 
 # %%
-prior = targets["1937–42"].prior
+prior = bm.numpyro.prior(targets)
 ones = dict.fromkeys(periods, 1.0)
-q = fit_shards(targets)
+q = fit_shards(targets, prior)
 tilted = bm.merge(q, ones, prior)
 merged = tilted.laplace()
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # merge warns that the prior is counted three times
     thrice = bm.merge(q, ones)
 
-joint = bm.Target.from_numpyro(model, *everything)
-full = bm.laplace(joint)
+joint = bm.numpyro.target(model, *everything)
+full = bm.laplace(joint, prior)
 
 
 def sd(posterior, name):
@@ -153,7 +152,7 @@ for name in ("intercept", "value", "capital", "noise"):
 # %%
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    found = bm.diagnose(targets, q, ones, key=jax.random.key(0), reference=full)
+    found = bm.diagnose(targets, q, ones, prior, key=jax.random.key(0), reference=full)
 is_warned = any(issubclass(w.category, MergeWarning) for w in caught)
 print("\n".join(line for line in str(found).split("\n") if not line.startswith("effect")))
 
@@ -219,7 +218,7 @@ steps = range(1, 6)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     for k in steps:
-        refined[k] = bm.refine(targets, merged, ones, steps=k)
+        refined[k] = bm.refine(targets, merged, ones, prior, steps=k)
 errors = {0: difference(merged, full), **{k: difference(p, full) for k, p in refined.items()}}
 best = refined[5].laplace()
 k_before = found.reweighted.k
@@ -362,13 +361,13 @@ last = "1949–54"
 two = {name: target for name, target in targets.items() if name != last}
 two_ones = dict.fromkeys(two, 1.0)
 merged_two = bm.merge({name: q[name] for name in two}, two_ones, prior)
-fit_two = bm.refine(two, merged_two, two_ones, steps=6)
+fit_two = bm.refine(two, merged_two, two_ones, prior, steps=6)
 
 unmerged = bm.remove(tilted, likelihood_factor(q[last], prior))
 forgotten = bm.remove(refined[5], bm.expand(targets[last], best.mode()))
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    again = bm.refine(two, forgotten, two_ones, steps=2)
+    again = bm.refine(two, forgotten, two_ones, prior, steps=2)
 removal = {
     "nothing removed": difference(best, fit_two),
     "removed from merged": difference(unmerged, fit_two),
@@ -401,15 +400,15 @@ for name, d in removal.items():
 
 # %%
 arrays = tuple(x[periods[last]] for x in everything)
-handed_on = bm.laplace(
-    bm.Target.from_numpyro(replace_prior(model, fit_two.laplace()), *arrays),
-    start=merged.mode(),
-)
-factor = forgotten.factor
-updated = bm.laplace(
-    bm.Target.from_numpyro(with_factor(model, factor), *arrays),
-    start=merged.mode(),
-)
+
+
+def fitted(changed):
+    target = bm.numpyro.target(changed, *arrays)
+    return bm.laplace(target, bm.numpyro.prior(target), start=merged.mode())
+
+
+handed_on = fitted(replace_prior(model, fit_two.laplace()))
+updated = fitted(with_factor(model, forgotten.factor))
 to_full = {"replace_prior": difference(handed_on, full), "with_factor": difference(updated, full)}
 for name, d in to_full.items():
     where, largest = d.largest

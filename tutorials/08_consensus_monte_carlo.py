@@ -97,14 +97,14 @@ def nuts_on_shards(xs, ys):
 # all data in one place there are four chains; they are the reference.
 
 # %%
-everything = bm.Target.from_numpyro(model, x, y)
+everything = bm.numpyro.target(model, x, y)
 copies = [jnp.stack([data] * 4) for data in (x, y)]
 chains = everything.model.unconstrain(nuts_on_shards(*copies))
 reference = jax.tree.map(lambda z: z.reshape((-1, *z.shape[2:])), chains)
 exact = moment_matched(reference)
 r_hat = max(float(np.max(numpyro.diagnostics.gelman_rubin(z))) for z in chains.values())
-full = bm.laplace(everything)
-prior = everything.prior
+prior = bm.numpyro.prior(everything)
+full = bm.laplace(everything, prior)
 print(f"R-hat at most {r_hat:.3f}; the prior is a {type(prior).__name__}")
 
 # %% [markdown]
@@ -118,7 +118,7 @@ print(f"R-hat at most {r_hat:.3f}; the prior is a {type(prior).__name__}")
 #
 # $$p(\theta) \propto p_0(\theta)^{1-T}\prod_{t=1}^T q_t(\theta).$$
 #
-# The prior is not Gaussian. `merge` with the prior as a target divides each $q_t$ by the Gaussian
+# The prior is not Gaussian. `merge` with an exact prior divides each $q_t$ by the Gaussian
 # that matches $p_0$ to second order at the mode of $q_t$, and multiplies by $p_0$ itself once.
 # For comparison, the table has the merge of sixteen Laplace posteriors, and Laplace's posterior of
 # all data. The reference is NUTS on all data.
@@ -137,7 +137,7 @@ for count in (4, 16):
     consensus[count] = bm.merge(shards, jnp.ones(count), prior)
     merged[f"consensus, {count}"] = as_gaussian(consensus[count])
 laplace = fit_shards(
-    [bm.Target.from_numpyro(model, *shard) for shard in zip(*split(16), strict=True)]
+    [bm.numpyro.target(model, *shard) for shard in zip(*split(16), strict=True)], prior
 )
 merged["Laplace, 16"] = as_gaussian(bm.merge(laplace, dict.fromkeys(laplace, 1.0), prior))
 merged["Laplace, all data"] = full
@@ -346,7 +346,7 @@ for count in (4, 16):
     start = merged[f"consensus, {count}"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bm.ConvergenceWarning)
-        refined[count] = as_gaussian(bm.refine([everything], start, [1.0]))
+        refined[count] = as_gaussian(bm.refine([everything], start, [1.0], prior))
     mean_off[count] = {}
     for name, q in {"consensus": start, "refined": refined[count]}.items():
         found = reweighted(q, everything, prior, jax.random.key(1), 4000)

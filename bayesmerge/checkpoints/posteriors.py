@@ -32,9 +32,9 @@ from bayesmerge.checkpoints.nesting import (
 from bayesmerge.families import AbstractExponentialFamily, Beta, Dirichlet, Gamma, Layout
 from bayesmerge.families.gaussian import NAMES, AbstractGaussian, gaussian
 from bayesmerge.files import other_kind, readable, whole, writable
-from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.tilted import Tilted
 from bayesmerge.mixtures import Mixture
+from bayesmerge.priors import ExactPrior
 from bayesmerge.tasks import named
 
 Read: TypeAlias = Callable[[str], np.ndarray]
@@ -264,7 +264,7 @@ def _instead_of(q: Any) -> str:
             "Its prior is a function, which no file can hold: save the Gaussians `factor` and "
             "`near` of it, and after loading make `bayesmerge.fit.Tilted(factor, prior, near)`."
         )
-    if isinstance(q, AbstractTarget):
+    if isinstance(q, ExactPrior):
         return (
             "An exact prior is a function, which no file can hold: save the posteriors without it, "
             "and pass it to `merge` after loading."

@@ -15,14 +15,12 @@ from bayesmerge.diagnostics.reweighting import Reweighted, reweighted
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.show import ROWS, number, table
 from bayesmerge.families.trees import tree_dot
-from bayesmerge.fit.absorb import shared_prior
-from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Kind
 from bayesmerge.fit.expand import expand
-from bayesmerge.fit.model_target import ModelTarget
 from bayesmerge.fit.target import JointTarget
 from bayesmerge.fit.tilted import likelihood_factor
 from bayesmerge.merging import merge
+from bayesmerge.priors import Prior, as_prior
 from bayesmerge.refinement import refine
 from bayesmerge.tasks import as_weights, matched, named
 
@@ -125,7 +123,7 @@ def diagnose(
     targets: Any,
     posteriors: Any,
     weights: Any,
-    prior: Any = None,
+    prior: Prior = None,
     *,
     key: PRNGKeyArray | None = None,
     num_samples: int = 1000,
@@ -135,8 +133,7 @@ def diagnose(
     r"""What is wrong with a merge, if anything, and what would help.
 
     - `targets`: ℓ_t, T targets or a mapping from task names to them.
-    - `posteriors`, `weights`, `prior`: q_t, α and p_0, as in `merge`; the prior by default that of
-      the targets.
+    - `posteriors`, `weights`, `prior`: q_t, α and p_0, as in `merge`.
     - `key`, `num_samples`: of draws from the merged posterior, for importance weights to the exact
       one, $p_0\prod_t e^{-\alpha_t\ell_t}$. Without a key there are none.
     - `curvature`: of the refinement, as in `expand`.
@@ -156,9 +153,9 @@ def diagnose(
     >>> def loss(theta, y):
     ...     return 0.5 * (y - theta) ** 2
     >>> prior = bm.IsotropicGaussian.from_mean_precision(jnp.array(0.0), 1.0)
-    >>> tasks = {"a": bm.Target(loss, jnp.array([1.0]), prior=prior),
-    ...          "b": bm.Target(loss, jnp.array([4.0]), prior=prior)}
-    >>> found = bm.diagnose(tasks, {n: bm.laplace(t) for n, t in tasks.items()}, [1.0, 1.0])
+    >>> tasks = {"a": bm.Target(loss, jnp.array([1.0])), "b": bm.Target(loss, jnp.array([4.0]))}
+    >>> q = {n: bm.laplace(t, prior) for n, t in tasks.items()}
+    >>> found = bm.diagnose(tasks, q, [1.0, 1.0], prior)
     >>> print(found)
             mode      sd  shift/sd  sd ratio  most |z|
     theta  1.667  0.5774         0         1     2.858
@@ -174,7 +171,6 @@ def diagnose(
     qs = dict(zip(names, matched(posteriors, names, "posteriors"), strict=True))
     alpha = as_weights(weights, names)
     joint = JointTarget(losses, alpha)
-    prior = shared_prior(dict(zip(names, losses, strict=True))) if prior is None else prior
     merged = as_gaussian(merge(qs, alpha, prior))
     refined, trouble = _refined(losses, merged, alpha, prior, curvature, 1)
     weighted, unweighted = _reweighted(merged, joint, prior, key, num_samples)
@@ -232,11 +228,7 @@ def _reweighted(
 
 
 def _coordinates(losses: Any, theta: Any) -> dict[str, tuple[str, Any]]:
-    if not isinstance(losses[0], ModelTarget):
-        return {}
-    from bayesmerge.numpyro.coordinates import coordinates
-
-    return coordinates(losses[0].model, theta)
+    return losses[0].coordinates(theta)
 
 
 def _shift_concern(found: Diagnosis) -> str:
@@ -264,7 +256,7 @@ def _weights_concern(weighted: Reweighted) -> str:
 
 def _advice(better: Any, before: Reweighted | None, after: Reweighted | None) -> str:
     """What to do, as far as it has been tried."""
-    call = f"`refine(targets, merged, weights, steps={REFINEMENTS})`"
+    call = f"`refine(targets, merged, weights, prior, steps={REFINEMENTS})`"
     sample = (
         "sample the exact posterior by MCMC from the merged one, or fit fewer and larger shards"
     )
@@ -296,12 +288,8 @@ def _away_from_modes(losses: dict[str, Any], qs: dict[str, Any], prior: Any) -> 
     far = {}
     for name, loss in losses.items():
         at = qs[name].mode()
-        likelihood = expand(loss, at)
-        parts = [likelihood, expand(prior, at) if isinstance(prior, AbstractTarget) else prior]
-        slopes = [
-            jax.tree.map(jnp.subtract, p.linear, p.multiply(at)) for p in parts if p is not None
-        ]
-        score = jax.tree.map(lambda *x: sum(x), *slopes)
+        slope = loss.value_and_gradient(at)[1]
+        score = jax.tree.map(jnp.add, slope, as_prior(prior).gradient(at))
         distance = float(jnp.sqrt(qs[name].squared_length(score) / qs[name].layout.size))
         if distance > STATIONARY:
             far[name] = f"{name} {distance:.2g}"

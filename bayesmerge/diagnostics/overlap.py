@@ -9,15 +9,13 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.diagnostics.difference import as_gaussian, entries
-from bayesmerge.diagnostics.reweighting import log_prior
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.show import number, safely, table
 from bayesmerge.families.trees import tree_dot
-from bayesmerge.fit.abstract_target import AbstractTarget
-from bayesmerge.fit.expand import expand
 from bayesmerge.fit.tilted import likelihood_factor
 from bayesmerge.linear_algebra import eigh
 from bayesmerge.merging import combined
+from bayesmerge.priors import AbstractPrior, Prior, as_prior
 from bayesmerge.tasks import as_weights, named
 
 
@@ -62,7 +60,7 @@ def _show(found: Overlap) -> str:
     return f"{head}\n{table(columns, list(found.by_task), None)}"
 
 
-def overlap(posteriors: Any, weights: Any, prior: Any = None) -> Overlap:
+def overlap(posteriors: Any, weights: Any, prior: Prior = None) -> Overlap:
     r"""The log-normaliser of a product of posteriors as a measure of conflict, by task and by
     parameter: no data are read.
 
@@ -93,11 +91,12 @@ def overlap(posteriors: Any, weights: Any, prior: Any = None) -> Overlap:
         raise ValueError("there is one task, and an overlap needs at least two.")
     merged = as_gaussian(combined(qs, alpha, prior))
     mode = merged.mode()
-    total, by_task = log_prior(prior, mode) - merged.log_prob(mode), {}
+    held = as_prior(prior)
+    total, by_task = -held.energy(mode) - merged.log_prob(mode), {}
     surprise, statistic = {}, {}
     for name, q, weight in zip(names, qs, alpha, strict=True):
         factor = likelihood_factor(q, prior) ** weight
-        log_factor = weight.astype(merged.log_prob(mode).dtype) * _log_factor(q, prior, mode)
+        log_factor = weight.astype(merged.log_prob(mode).dtype) * _log_factor(q, held, mode)
         others = merged / factor
         if not bool(others.is_proper()):
             raise ValueError(
@@ -118,13 +117,13 @@ def tail(statistic: float, directions: int) -> float:
     return float(chi2.sf(statistic, directions)) if directions else 1.0
 
 
-def _log_factor(q: Any, prior: Any, theta: PyTree) -> Float[Array, ""]:
+def _log_factor(q: Any, prior: AbstractPrior, theta: PyTree) -> Float[Array, ""]:
     """log q(θ)/p̂_0(θ), p̂_0 the prior or what stands for it in q."""
-    if isinstance(prior, AbstractTarget):
-        at = q.mode()
-        site = expand(prior, at)
-        return q.log_prob(theta) + prior.total(at) - site.log_ratio(theta, at)
-    return q.log_prob(theta) - log_prior(prior, theta)
+    if prior.is_closed:
+        return q.log_prob(theta) + prior.energy(theta)
+    at = q.mode()
+    site = prior.site(at, q.precision.structure)
+    return q.log_prob(theta) + prior.energy(at) - site.log_ratio(theta, at)
 
 
 def _surprise(others: Any, merged: Any) -> tuple[PyTree, tuple[float, int]]:

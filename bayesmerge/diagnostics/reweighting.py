@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.show import number
 from bayesmerge.fit.abstract_target import AbstractTarget
-from bayesmerge.origins import prior_of
+from bayesmerge.priors import AbstractPrior, Prior, as_prior
+from bayesmerge.refinement import warn_if_left_out
 
 TIED = 16
 """Units of rounding of the log densities within which log weights are equal."""
@@ -62,7 +63,7 @@ class Reweighted(eqx.Module):
 def reweighted(
     posterior: Any,
     target: AbstractTarget,
-    prior: Any = None,
+    prior: Prior = None,
     key: PRNGKeyArray | None = None,
     num_samples: int = 1000,
 ) -> Reweighted:
@@ -71,7 +72,7 @@ def reweighted(
 
     - `posterior`: q, with `sample` and `log_prob`.
     - `target`: ℓ, e.g. `JointTarget(targets, weights)`.
-    - `prior`: p_0; by default that of the target, or else flat.
+    - `prior`: p_0, of any kind; `None` for a flat one.
     - `key`, `num_samples`: of the draws.
 
     **Returns** `Reweighted` draws.
@@ -92,11 +93,11 @@ def reweighted(
         raise ValueError(
             f"num_samples is {num_samples}, and a tail is fitted to at least {FEWEST} draws."
         )
-    prior = target.prior if prior is None else prior
-    prior = prior_of(posterior) if prior is None else prior
+    held = as_prior(prior)
+    warn_if_left_out(posterior, held)
     draws = posterior.sample(jax.random.key(0) if key is None else key, (num_samples,))
     log_p, log_q, scale = (
-        np.asarray(x, float) for x in _log_densities(posterior, target, prior, draws)
+        np.asarray(x, float) for x in _log_densities(posterior, target, held, draws)
     )
     ratios = log_p - log_q
     _require_weights(ratios)
@@ -143,19 +144,13 @@ def _require_weights(ratios: Float[np.ndarray, " S"]) -> None:
 
 @eqx.filter_jit
 def _log_densities(
-    posterior: Any, target: Any, prior: Any, draws: PyTree
+    posterior: Any, target: Any, prior: AbstractPrior, draws: PyTree
 ) -> tuple[Float[Array, " S"], Float[Array, " S"], Float[Array, " S"]]:
     """log p, log q, and the size of what they are sums of."""
 
     def one(theta: PyTree) -> tuple[Array, Array, Array]:
-        prior_part, loss = jnp.asarray(log_prior(prior, theta)), target.total(theta)
+        prior_part, loss = -prior.energy(theta), target.total(theta)
         log_q = posterior.log_prob(theta)
         return prior_part - loss, log_q, jnp.abs(prior_part) + jnp.abs(loss) + jnp.abs(log_q)
 
     return jax.lax.map(one, draws)
-
-
-def log_prior(prior: Any, theta: PyTree) -> Any:
-    if prior is None:
-        return 0.0
-    return -prior.total(theta) if isinstance(prior, AbstractTarget) else prior.log_prob(theta)

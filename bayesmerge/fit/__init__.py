@@ -10,7 +10,6 @@ from bayesmerge.fit.ivon_optimiser import ivon_noise, ivon_optimiser, ivon_poste
 from bayesmerge.fit.laplace import laplace
 from bayesmerge.fit.likelihood import Likelihood
 from bayesmerge.fit.mixture_von import Components, MixtureVON, mixture_von
-from bayesmerge.fit.model_target import ModelTarget
 from bayesmerge.fit.natural_gradient import NaturalGradient, natural_gradient_vi
 from bayesmerge.fit.optimise import Mode, find_mode
 from bayesmerge.fit.run import DivergenceError, Run, State, run
@@ -31,7 +30,6 @@ __all__ = [
     "Likelihood",
     "MixtureVON",
     "Mode",
-    "ModelTarget",
     "NaturalGradient",
     "Run",
     "State",

@@ -1,53 +1,82 @@
-"""A prior that is no Gaussian is one more loss, R_0(θ) = −log p_0(θ)."""
+"""A likelihood and a prior as what optimisers see: a loss, and a Gaussian or nothing."""
 
-from typing import Any
+import itertools
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
-import equinox as eqx
 import jax
-import numpy as np
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
-from bayesmerge.families.checks import is_concrete
-from bayesmerge.fit.abstract_target import AbstractTarget
+from bayesmerge.families.gaussian import AbstractGaussian
+from bayesmerge.families.layout import Layout
+from bayesmerge.fit.abstract_target import AbstractTarget, Loss, Statistic
 from bayesmerge.fit.target import JointTarget
+from bayesmerge.priors import AbstractPrior
 
 
-def absorb(target: AbstractTarget, prior: Any) -> tuple[Any, Any]:
-    """ℓ and p_0, or ℓ + R_0 and a flat prior: the same posterior, with no prior but a Gaussian one.
-    Without a prior that of the target."""
-    prior = target.prior if prior is None else prior
-    if isinstance(prior, AbstractTarget):
-        return JointTarget([target, prior], [1.0, 1.0]), None
-    return target, prior
+def absorb(
+    target: AbstractTarget, prior: AbstractPrior
+) -> tuple[AbstractTarget, AbstractGaussian | None]:
+    """ℓ and p_0, or where p_0 is no Gaussian ℓ + R_0 and a flat prior: the same posterior."""
+    if prior.is_closed:
+        return target, prior.factor
+    return JointTarget([target, PriorTarget(prior)], [1.0, 1.0]), None
 
 
-def shared_prior(targets: dict[str, Any]) -> Any:
-    """The prior of all targets, or an error that names two which differ; `None` without one."""
-    (first, target), *others = targets.items()
-    for name, other in others:
-        if is_concrete((target, other)) and not _is_same(target, other):
-            raise ValueError(
-                f"the targets '{first}' and '{name}' have different priors, and one is shared when "
-                "posteriors are multiplied. Give them the same, which must not depend on a shard's "
-                "data, or pass `prior`."
-            )
-    missing = any(other.prior is None for other in targets.values())
-    return None if missing else target.prior
+class PriorTarget(AbstractTarget):
+    """R_0(θ) as a loss with one example, whose curvature is its own Hessian.
 
+    - `prior`: p_0.
+    """
 
-def _is_same(one: AbstractTarget, other: AbstractTarget) -> bool:
-    p, q = one.prior, other.prior
-    if p is q or p is None or q is None:
-        return True
-    if isinstance(p, AbstractTarget) != isinstance(q, AbstractTarget):
+    has_own_curvature: ClassVar[bool] = True
+    prior: AbstractPrior
+
+    @property
+    def start(self) -> PyTree | None:
+        """That of the prior."""
+        return self.prior.start
+
+    def accumulate(
+        self, statistic: Statistic, params: PyTree, chunk_size: int | None = None
+    ) -> PyTree:
+        loss, batch = self.first_batch()
+        return statistic(loss, params, batch, jnp.asarray(0))
+
+    def first_batch(self) -> tuple[Loss, PyTree]:
+        return jax.tree_util.Partial(_energies, self.prior), jnp.zeros(1)
+
+    def check(self, params: PyTree) -> None:
+        self.prior.require_layout(Layout.of(params), "params")
+
+    @property
+    def num_examples(self) -> int:
+        """0: a prior is no data."""
+        return 0
+
+    def num_batches(self, size: int) -> int:
+        return 1
+
+    def order(self, key: PRNGKeyArray) -> None:
+        return None
+
+    def minibatch(self, order: PyTree, index: Int[ArrayLike, ""], size: int) -> "PriorTarget":
+        return self
+
+    def stream(self) -> Iterator[AbstractTarget]:
+        yield from itertools.repeat(self)
+
+    @property
+    def is_streamed(self) -> bool:
+        """False."""
         return False
-    if not isinstance(p, AbstractTarget):
-        p, q = p.aligned_with(q)
-        pairs = zip(jax.tree.leaves(p), jax.tree.leaves(q), strict=True)
-        return all(np.allclose(x, y, rtol=1e-5, atol=1e-7) for x, y in pairs)
-    points = [t.start for t in (one, other) if t.start is not None]
-    return all(np.allclose(_total(p, x), _total(q, x), rtol=1e-5, atol=1e-5) for x in points)
+
+    @property
+    def has_model(self) -> bool:
+        """True: it stands in the way of no kind of curvature of the data."""
+        return True
 
 
-@eqx.filter_jit
-def _total(target: AbstractTarget, theta: Any) -> Any:
-    return target.total(theta)
+def _energies(prior: Any, params: PyTree, batch: Float[Array, " N"]) -> Float[Array, " N"]:
+    return jnp.broadcast_to(prior.energy(params), batch.shape)

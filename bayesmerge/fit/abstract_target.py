@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -19,7 +19,8 @@ Statistic = Callable[[Loss, PyTree, PyTree, Int[ArrayLike, ""]], PyTree]
 class AbstractTarget(eqx.Module):
     """A loss ℓ(θ) that is a sum over batches of examples, and so is all that is computed of it."""
 
-    prior: eqx.AbstractVar[Any]
+    has_own_curvature: ClassVar[bool] = False
+    """Whether its Hessian is its curvature, of whatever kind that of others is."""
 
     @property
     @abc.abstractmethod
@@ -71,6 +72,14 @@ class AbstractTarget(eqx.Module):
     @abc.abstractmethod
     def has_model(self) -> bool:
         """Whether the model's outputs are known, so that GGN and Fisher exist."""
+
+    def coordinates(self, theta: PyTree) -> dict[str, tuple[str, Any]]:
+        """What entries of θ are in the units of a model, where one is known."""
+        return {}
+
+    def parts(self) -> list[tuple[Any, "AbstractTarget"]]:
+        """Weights and targets whose weighted sum this is."""
+        return [(1.0, self)]
 
     def total(self, params: PyTree) -> Float[Array, ""]:
         """ℓ(θ) = Σ_i ℓ_i(θ)."""

@@ -13,6 +13,7 @@ All but the first are Σ (J_iᵀR_i)(J_iᵀR_i)ᵀ, and are computed from the ro
 are computed that a structure of precisions keeps; all are sums over examples, without a prior.
 """
 
+import functools
 from typing import Any, Literal, TypeAlias, get_args
 
 import equinox as eqx
@@ -27,8 +28,9 @@ from bayesmerge.families.precision import (
     Structure,
     as_structure,
 )
+from bayesmerge.families.precision.hessian import COLUMNS_AT_ONCE, Hessian
 from bayesmerge.fit.abstract_target import AbstractTarget, Loss
-from bayesmerge.fit.implicit import COLUMNS_AT_ONCE, Gram, Hessian, Outputs
+from bayesmerge.fit.gram import Gram, Outputs
 from bayesmerge.fit.likelihood import Likelihood, SupervisedLoss
 from bayesmerge.keys import as_key
 
@@ -100,9 +102,26 @@ def precision_of(
 ) -> AbstractPrecision:
     """`curvature`, as a precision of the structure."""
     require_known("curvature", kind, Kind)
+    structure = structure.over(Layout.of(params))
+    options: Any = {"num_samples": num_samples, "key": key, "block_size": block_size}
+    found = [
+        _of_part(part, params, kind, structure, **options).scaled(weight)
+        for weight, part in target.parts()
+    ]
+    return functools.reduce(lambda x, y: x.plus(y), found)
+
+
+def _of_part(
+    target: AbstractTarget,
+    params: PyTree,
+    kind: Kind,
+    structure: AbstractStructure,
+    num_samples: int | None,
+    key: PRNGKeyArray | None,
+    block_size: int | None,
+) -> AbstractPrecision:
     layout = Layout.of(params)
-    structure = structure.over(layout)
-    if kind == "hessian":
+    if kind == "hessian" or target.has_own_curvature:
         statistic = eqx.Partial(_hessian, structure, block_size or COLUMNS_AT_ONCE)
         return target.accumulate(statistic, params, EXAMPLES_AT_ONCE)
     root = _root(kind, num_samples, key)
@@ -149,11 +168,20 @@ def curvature_product(
     """
     require_known("kind", kind, Kind)
     Layout.of(params).require_same(Layout.of(vector, "vector"), "params and vector")
-    if kind == "hessian":
-        statistic: Any = eqx.Partial(_hessian_vector_product, vector)
-    else:
-        statistic = eqx.Partial(_root_vector_product, _root(kind, num_samples, key), vector)
-    return target.accumulate(statistic, params, EXAMPLES_AT_ONCE)
+    hessian: Any = eqx.Partial(_hessian_vector_product, vector)
+    rooted = hessian
+    if kind != "hessian":
+        rooted = eqx.Partial(_root_vector_product, _root(kind, num_samples, key), vector)
+
+    def of(part: AbstractTarget) -> PyTree:
+        statistic = hessian if part.has_own_curvature else rooted
+        return part.accumulate(statistic, params, EXAMPLES_AT_ONCE)
+
+    products = [
+        jax.tree.map(lambda x, w=weight: jnp.asarray(w, x.dtype) * x, of(part))
+        for weight, part in target.parts()
+    ]
+    return functools.reduce(lambda x, y: jax.tree.map(jnp.add, x, y), products)
 
 
 def _hessian_vector_product(

@@ -16,7 +16,7 @@ from bayesmerge.families.precision import (
 )
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Kind, precision_of
-from bayesmerge.fit.optimise import require_kinds
+from bayesmerge.fit.optimise import require_target
 
 
 def expand(
@@ -63,7 +63,7 @@ def expand(
 
     Source: GM equation 9; FP equations 4 and 8.
     """
-    require_kinds(target, None)
+    require_target(target)
     params = require_finite(as_arrays(params, "params")[0], "params")
     target.check(params)
     kind: Kind = curvature or ("ggn" if target.has_model else "hessian")

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.precision import AbstractStructure
-from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import precision_of
-from bayesmerge.fit.optimise import require_kinds
+from bayesmerge.fit.optimise import require_target
+from bayesmerge.priors import AbstractPrior, Prior, as_prior
 
 Estimator: TypeAlias = Literal["hessian", "ggn", "fisher", "squared_gradients", "price"]
 At: TypeAlias = Callable[[PyTree], tuple[Any, Any, Any]]
@@ -62,7 +62,7 @@ def loss_at(target: AbstractTarget, kind: Estimator, structure: AbstractStructur
 def elbo(
     target: AbstractTarget,
     posterior: Any,
-    prior: Any = None,
+    prior: Prior = None,
     *,
     key: PRNGKeyArray,
     num_samples: int = 100,
@@ -75,7 +75,7 @@ def elbo(
 
     - `target`: ℓ, in nats.
     - `posterior`: q, any with `sample` and `log_prob`: exponential families and mixtures.
-    - `prior`: p_0, of any family; `None` for that of the target, or else a flat one.
+    - `prior`: p_0, of any family, or an `ExactPrior`; `None` for a flat one.
     - `key`, `num_samples`: of the draws that the expectation is estimated from.
 
     **Returns** a scalar, in nats.
@@ -95,7 +95,7 @@ def elbo(
 
     Source: FP equation 7.
     """
-    require_kinds(target, None)
+    require_target(target)
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}, and it must be at least 1.")
     if not hasattr(posterior, "sample"):
@@ -103,24 +103,23 @@ def elbo(
             f"posterior is a {type(posterior).__name__}, from which there are no draws: pass an "
             "exponential family or a `Mixture`."
         )
-    target, prior = absorb(target, prior)
+    held = as_prior(prior)
     draws = posterior.sample(key, (num_samples,))
 
     if target.is_streamed:
         rows = [jax.tree.map(lambda x, s=s: x[s], draws) for s in range(num_samples)]
-        return jnp.mean(jnp.stack([_log_ratio(target, posterior, prior, row) for row in rows]))
-    return _mean_log_ratio(target, posterior, prior, draws)
+        return jnp.mean(jnp.stack([_log_ratio(target, posterior, held, row) for row in rows]))
+    return _mean_log_ratio(target, posterior, held, draws)
 
 
 def _log_ratio(
-    target: AbstractTarget, posterior: Any, prior: Any, theta: PyTree
+    target: AbstractTarget, posterior: Any, prior: AbstractPrior, theta: PyTree
 ) -> Float[Array, ""]:
-    ratio = -target.total(theta) - posterior.log_prob(theta)
-    return ratio if prior is None else ratio + prior.log_prob(theta)
+    return -target.total(theta) - posterior.log_prob(theta) - prior.energy(theta)
 
 
 @eqx.filter_jit
 def _mean_log_ratio(
-    target: AbstractTarget, posterior: Any, prior: Any, draws: PyTree
+    target: AbstractTarget, posterior: Any, prior: AbstractPrior, draws: PyTree
 ) -> Float[Array, ""]:
     return jnp.mean(jax.lax.map(lambda d: _log_ratio(target, posterior, prior, d), draws))

@@ -28,12 +28,13 @@ from bayesmerge.fit.ivon_optimiser import (
     like,
     require_options,
 )
-from bayesmerge.fit.optimise import require_kinds
+from bayesmerge.fit.optimise import as_fitted_prior
 from bayesmerge.fit.run import AbstractMethod, Run, Schedule, run
 from bayesmerge.fit.target import JointTarget
 from bayesmerge.keys import as_key
 from bayesmerge.mixtures.mixture import Mixture
 from bayesmerge.origins import Origin, remember
+from bayesmerge.priors import Prior, as_prior
 
 
 class Trained(NamedTuple):
@@ -148,7 +149,7 @@ class IVON(AbstractMethod):
 
 def ivon(
     target: AbstractTarget,
-    prior: AbstractGaussian | None = None,
+    prior: Prior = None,
     *,
     key: PRNGKeyArray,
     num_steps: int,
@@ -173,7 +174,7 @@ def ivon(
 
     - `target`: ℓ, summed over N examples; IVON sees ℓ/N.
     - `prior`: p_0 = N(θ_0, H_0⁻¹), isotropic or diagonal: δ = H_0/λ, decaying towards θ_0. `None`
-      for that of the target, or else a flat one.
+      for a flat one.
     - `key`: of all randomness.
     - `num_steps`: how many steps.
     - `start`: θ to start from (a random initialisation of a network), or a `DiagonalGaussian`, a
@@ -252,12 +253,12 @@ def ivon(
     )
     if weight_decay is not None:
         return posterior
-    return remember(posterior, Origin(target.prior if prior is None else prior))
+    return remember(posterior, Origin(prior))
 
 
 def multi_ivon(
     target: AbstractTarget,
-    prior: AbstractGaussian | None = None,
+    prior: Prior = None,
     *,
     key: PRNGKeyArray,
     num_runs: int,
@@ -330,13 +331,12 @@ def multi_ivon(
 
 def _for_target(
     target: AbstractTarget,
-    prior: AbstractGaussian | None,
+    prior: Prior,
     ess: float | int | None,
     weight_decay: float | None,
     **options: Any,
 ) -> IVON:
-    require_kinds(target, prior)
-    prior = target.prior if prior is None else prior
+    held = as_fitted_prior(target, prior)
     count = target.num_examples
     if ess is not None and ess != count:
         warnings.warn(
@@ -347,7 +347,7 @@ def _for_target(
         )
     effective = float(count if ess is None else ess)
     require_options(ess=effective)
-    if prior is None:
+    if held.is_flat:
         return IVON(count, effective, weight_decay or 0.0, None, **options)
     if weight_decay is not None:
         raise ValueError(
@@ -355,26 +355,27 @@ def _for_target(
             f"prior N(0, 1/(ess·weight_decay)) has precision {effective * weight_decay:.6g}. Give "
             "one of them."
         )
-    if isinstance(prior, AbstractTarget) or not holds(Diagonal(), prior.precision.structure):
+    gaussian = held.factor
+    if gaussian is None or not holds(Diagonal(), gaussian.precision.structure):
         raise TypeError(
             f"prior is a {type(prior).__name__}, and IVON's posterior is diagonal: use an "
             "`IsotropicGaussian` or a `DiagonalGaussian`, or `von` for full posteriors."
         )
-    decay = jax.tree.map(lambda precision: precision / effective, prior.precision.value)
-    return IVON(count, effective, decay, prior.mode(), **options)
+    decay = jax.tree.map(lambda precision: precision / effective, gaussian.precision.value)
+    return IVON(count, effective, decay, gaussian.mode(), **options)
 
 
-def starting_point(target: AbstractTarget, prior: AbstractGaussian | None, start: Any) -> Any:
-    prior = target.prior if prior is None else prior
+def starting_point(target: AbstractTarget, prior: Any, start: Any) -> Any:
+    held = as_prior(prior)
     start = target.start if start is None else start
-    if start is not None:
-        if isinstance(prior, AbstractGaussian) and not _is_function(start):
-            layout = start.layout if isinstance(start, AbstractGaussian) else Layout.of(start)
-            prior.layout.require_same(layout, "prior and start")
-        return start
-    if prior is None:
+    if start is None:
+        start = held.start
+    elif not _is_function(start):
+        layout = start.layout if isinstance(start, AbstractGaussian) else Layout.of(start)
+        held.require_layout(layout, "start")
+    if start is None:
         raise ValueError("without a prior there is nothing to start from: pass `start`.")
-    return prior.mode()
+    return start
 
 
 def _is_function(start: Any) -> bool:

@@ -4,7 +4,7 @@ merging, on the way to where merged models are."""
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -32,17 +32,18 @@ from bayesmerge.families.trees import tree_dot
 from bayesmerge.fit.absorb import absorb
 from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.curvature import Kind, precision_of
-from bayesmerge.fit.expand import expand, quadratic
+from bayesmerge.fit.expand import quadratic
 from bayesmerge.fit.optimise import (
     NEGLIGIBLE,
     Method,
     Mode,
     Objective,
-    require_kinds,
+    as_fitted_prior,
     search,
 )
 from bayesmerge.fit.undetermined import explained
 from bayesmerge.origins import Origin, remember
+from bayesmerge.priors import AbstractPrior, Prior
 
 FAR = 1e4
 """Distance of `towards` from the mode, in posterior standard deviations, that is a mistake."""
@@ -53,7 +54,7 @@ NODES, NODE_WEIGHTS = (x / 2 for x in np.polynomial.legendre.leggauss(3))
 
 def laplace(
     target: AbstractTarget,
-    prior: AbstractGaussian | AbstractTarget | None = None,
+    prior: Prior = None,
     *,
     structure: Structure = "full",
     curvature: Kind | None = None,
@@ -71,10 +72,9 @@ def laplace(
     $\theta_t = \arg\min_\theta \ell_t(\theta) + \tfrac12\|\theta-\theta_0\|^2_{H_0}$.
 
     - `target`: ℓ_t, with per-example losses that are summed.
-    - `prior`: p_0 = N(θ_0, H_0⁻¹), or a target with the loss −log p_0, whose Hessian at θ_t is
-      then H_0; `None` for that of the target, or else a flat one. With a flat
-      prior, data that leave θ undetermined (separable classes) have no mode: the search drifts
-      until the loss is flat, and the variance found is as large as the drift.
+    - `prior`: p_0 = N(θ_0, H_0⁻¹), or an `ExactPrior`, whose Hessian at θ_t is then H_0; `None` for
+      a flat one, with which data that leave θ undetermined (separable classes) have no mode: the
+      search drifts until the loss is flat, and the variance found is as large as the drift.
     - `structure`: of H_t, `"full"`, `"diagonal"`, `"isotropic"`, or `Blocks()` for a matrix for
       each leaf of θ. The posterior is of the smallest family that also holds the prior.
     - `curvature`: H_t, `"hessian"`, `"ggn"`, `"fisher"` or `"squared_gradients"` (see
@@ -85,7 +85,7 @@ def laplace(
     - `towards`: θ̄, for merging: H_t is then the curvature averaged over the way to it,
       $H_t = \int_0^1 \nabla^2\ell_t(\theta_t + s(\bar\theta - \theta_t))\,ds$, from three
       curvatures. By default that at θ_t.
-    - `start`: where to start the search for θ_t otherwise; by default at θ_0.
+    - `start`: where to start the search for θ_t otherwise; by default as `find_mode`.
     - `include_prior`: `False` for the likelihood factor alone, q_t/p_0, with precision H_t and
       linear term H_tθ_t + H_0(θ_t − θ_0) = H_tθ_t − ∇ℓ_t(θ_t), which is not H_tθ_t (misprint 5).
     - `num_samples`, `key`, `block_size`: as in `bayesmerge.curvature`.
@@ -128,78 +128,92 @@ def laplace(
 
     Source: GM equations 6 and 9; GMA Theorem 1; FP §3; GM equation 8 for `towards`.
     """
-    require_kinds(target, prior)
-    loss, gaussian = absorb(target, prior)
+    held = as_fitted_prior(target, prior)
+    loss, gaussian = absorb(target, held)
     entries = as_structure(structure)
-    kind: Kind = curvature or ("ggn" if loss.has_model else "hessian")
-    if towards is not None and gaussian is not None:
-        towards = as_point(towards, gaussian.layout, "towards")
+    kind: Kind = curvature or ("ggn" if target.has_model else "hessian")
     if params is None:
         method: Method = "newton" if isinstance(entries, Full) else "lbfgs"
-        found = search(loss, gaussian, start, method, max_steps)
+        found = search(target, held, start, method, max_steps)
     else:
-        found = _trained(loss, gaussian, params)
+        found = _trained(loss, held, gaussian, params)
     if towards is not None:
         towards = as_point(towards, Layout.of(found.params), "towards")
         towards = require_finite(towards, "towards")
-    exact = None if loss is target else loss.targets[1]
     fit = _posterior_at if loss.is_streamed else _posterior_at_compiled
     posterior, likelihood, proper, distance = fit(
-        target, exact, gaussian, found, towards, kind, entries, num_samples, key, block_size
+        target, held, found, towards, kind, entries, num_samples, key, block_size
     )
-    where = "at the mode" if towards is None else "on average from the mode to `towards`"
-    elsewhere = "" if towards is None else (
-        "Look without `towards` first: if that works, the curvature on the way there is indefinite "
-        "or overflows, so bring `towards` nearer. "
-    )  # fmt: skip
-    has_prior = gaussian is not None or exact is not None
-    more = "a more informative prior" if has_prior else "a prior"
-    needed = f"Directions the data do not determine need {more}"
-    if kind == "hessian":
-        others = "'ggn', 'fisher' or " if loss.has_model else ""
-        remedy = (
-            "The Hessian of a trained network often is not, and an indefinite one also means that "
-            f"this is not a minimum: train further, or use curvature={others}'squared_gradients', "
-            "which cannot be indefinite"
-            + ("" if loss.has_model else " (or 'ggn', with Target.supervised)")
-            + f". {needed}, such as the scale of a single observation."
-        )
-    else:
-        remedy = (
-            f"A curvature of kind '{kind}' is never indefinite, so it is singular but for rounding"
-            f". {needed}: there are more parameters than data, columns are collinear, or classes "
-            "are separated, so that the curvature vanishes where the labels are certain."
-        )
-    message = (
-        f"the posterior precision, {kind} plus prior, is not positive definite {where}, so there "
-        f"is no Laplace approximation. {elsewhere}{remedy}"
+    failure = _Failure(target, found.params, kind, held, posterior, towards is not None)
+    posterior, likelihood = require(
+        (posterior, likelihood), proper, failure.message(), failure.detail
     )
-
-    def smallest() -> str:
-        precision = posterior.precision
-        least, direction = precision.weakest()
-        told = f"The smallest eigenvalue or entry is {least:.6g}"
-        if precision.structure.is_entrywise or not all_finite(precision):
-            return f"{told}."
-        layout = posterior.layout
-        sizes = [jnp.max(jnp.abs(x), initial=0).item() for x in jax.tree.leaves(direction)]
-        mostly = f", in a direction of mostly {layout.names[sizes.index(max(sizes))] or 'theta'}"
-        if kind == "hessian":
-            return f"{told}{mostly}."
-        why = explained(loss, found.params, kind, precision.dense(), has_prior)
-        return f"{told}{mostly}. {why}"
-
-    posterior, likelihood = require((posterior, likelihood), proper, message, smallest)
     tell(_warn_if_far, (distance, found.steps), is_given=params is not None)
     if towards is not None:
         apart = jax.tree.map(jnp.subtract, towards, found.params)
         length = jnp.sqrt(tree_dot(apart, posterior.multiply(apart)) / posterior.layout.size)
         tell(_warn_if_beyond, (length,))
     if include_prior:
-        return remember(posterior, Origin(target.prior if prior is None else prior))
-    if exact is not None:
-        likelihood = posterior / expand(exact, found.params, structure=structure)
+        return remember(posterior, Origin(prior))
     return remember(likelihood, Origin(None))
+
+
+class _Failure(NamedTuple):
+    """Why there is no Laplace approximation, and what helps."""
+
+    target: AbstractTarget
+    params: PyTree
+    kind: Kind
+    prior: AbstractPrior
+    posterior: AbstractGaussian
+    is_averaged: bool
+
+    def message(self) -> str:
+        where = "on average from the mode to `towards`" if self.is_averaged else "at the mode"
+        elsewhere = (
+            "Look without `towards` first: if that works, the curvature on the way there is "
+            "indefinite or overflows, so bring `towards` nearer. "
+        )
+        return (
+            f"the posterior precision, {self.kind} plus prior, is not positive definite {where}, "
+            "so there is no Laplace approximation. "
+            f"{elsewhere if self.is_averaged else ''}{self._remedy()}"
+        )
+
+    def _remedy(self) -> str:
+        more = "a prior" if self.prior.is_flat else "a more informative prior"
+        needed = f"Directions the data do not determine need {more}"
+        if self.kind != "hessian":
+            return (
+                f"A curvature of kind '{self.kind}' is never indefinite, so it is singular but for "
+                f"rounding. {needed}: there are more parameters than data, columns are collinear, "
+                "or classes are separated, so that the curvature vanishes where the labels are "
+                "certain."
+            )
+        others = "'ggn', 'fisher' or " if self.target.has_model else ""
+        supervised = "" if self.target.has_model else " (or 'ggn', with Target.supervised)"
+        return (
+            "The Hessian of a trained network often is not, and an indefinite one also means that "
+            f"this is not a minimum: train further, or use curvature={others}'squared_gradients', "
+            f"which cannot be indefinite{supervised}. {needed}, such as the scale of a single "
+            "observation. A hierarchical model in centred coordinates has no such maximum: write "
+            "it non-centred, or use `von`."
+        )
+
+    def detail(self) -> str:
+        precision = self.posterior.precision
+        least, direction = precision.weakest()
+        told = f"The smallest eigenvalue or entry is {least:.6g}"
+        if precision.structure.is_entrywise or not all_finite(precision):
+            return f"{told}."
+        sizes = [jnp.max(jnp.abs(x), initial=0).item() for x in jax.tree.leaves(direction)]
+        name = precision.layout.names[sizes.index(max(sizes))] or "theta"
+        told = f"{told}, in a direction of mostly {name}"
+        if self.kind == "hessian":
+            return f"{told}."
+        has_prior = not self.prior.is_flat
+        why = explained(self.target, self.params, self.kind, precision.dense(), has_prior)
+        return f"{told}. {why}"
 
 
 def _warn_if_far(distance: Any, steps: Any, is_given: bool) -> None:
@@ -245,21 +259,21 @@ def _warn_if_beyond(length: Any) -> None:
         )
 
 
-def _trained(target: AbstractTarget, prior: AbstractGaussian | None, params: PyTree) -> Mode:
+def _trained(
+    loss: AbstractTarget, prior: AbstractPrior, gaussian: AbstractGaussian | None, params: PyTree
+) -> Mode:
     params, layout = as_arrays(params, "params")
-    if prior is not None:
-        prior.layout.require_same(layout, "prior and params")
+    prior.require_layout(layout, "params")
     params = require_finite(params, "params")
-    target.check(params)
-    loss, gradient = Objective(target, prior).value_and_gradient(params)
-    unknown = jnp.full((), jnp.nan, loss.dtype)
-    return Mode(params, loss, gradient, jnp.array(0), jnp.array(True), unknown)
+    loss.check(params)
+    value, gradient = Objective(loss, gaussian).value_and_gradient(params)
+    unknown = jnp.full((), jnp.nan, value.dtype)
+    return Mode(params, value, gradient, jnp.array(0), jnp.array(True), unknown)
 
 
 def _posterior_at(
     target: AbstractTarget,
-    exact: AbstractTarget | None,
-    prior: AbstractGaussian | None,
+    prior: AbstractPrior,
     mode: Mode,
     towards: PyTree | None,
     kind: Kind,
@@ -268,8 +282,7 @@ def _posterior_at(
     key: PRNGKeyArray | None,
     block_size: int | None,
 ) -> tuple[AbstractGaussian, AbstractGaussian, Bool[Array, ""], Float[Array, ""]]:
-    """q_t, q_t/p_0, whether q_t is proper, and √(∇ᵀ(H_0 + H_t)⁻¹∇ / P); where an `exact` prior is
-    one more loss, with its curvature at θ_t in H_t."""
+    """q_t, q_t/p_0, whether q_t is proper, and √(∇ᵀ(H_0 + H_t)⁻¹∇ / P)."""
     theta, layout = mode.params, Layout.of(mode.params)
 
     def at(loss: AbstractTarget, theta: PyTree) -> AbstractPrecision:
@@ -278,14 +291,9 @@ def _posterior_at(
         )
 
     H = at(target, theta) if towards is None else _average(at, target, theta, towards)
-    if exact is not None:
-        H = H.plus(at(exact, theta))
-    if prior is None:
-        posterior = likelihood = quadratic(theta, jax.tree.map(jnp.zeros_like, theta), H)
-    else:
-        gradient = prior.multiply(jax.tree.map(jnp.subtract, prior.mode(), theta))
-        likelihood = quadratic(theta, gradient, H)
-        posterior = likelihood * prior
+    uphill = jax.tree.map(jnp.negative, prior.gradient(theta))
+    likelihood = quadratic(theta, uphill, H)
+    posterior: Any = likelihood * prior.site(theta, structure)
     distance = jnp.sqrt(posterior.squared_length(mode.gradient) / layout.size)
     return posterior, likelihood, posterior.is_proper(), distance
 

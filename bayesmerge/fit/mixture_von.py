@@ -38,7 +38,7 @@ from bayesmerge.fit.convergence import (
 )
 from bayesmerge.fit.curvature import require_known
 from bayesmerge.fit.expectation import At, Estimator, expectation, loss_at
-from bayesmerge.fit.optimise import require_kinds
+from bayesmerge.fit.optimise import as_fitted_prior
 from bayesmerge.fit.run import AbstractMethod, Schedule, run
 from bayesmerge.fit.von import (
     at_step,
@@ -52,6 +52,7 @@ from bayesmerge.fit.von import (
 from bayesmerge.keys import as_key
 from bayesmerge.mixtures.mixture import Mixture
 from bayesmerge.origins import Origin, remember
+from bayesmerge.priors import Prior
 
 NEGLIGIBLE_WEIGHT = 1e-3
 """Weight, relative to 1/K, below which a component has collapsed."""
@@ -151,7 +152,7 @@ class MixtureVON(AbstractMethod):
 
 def mixture_von(
     target: AbstractTarget,
-    prior: AbstractGaussian | None = None,
+    prior: Prior = None,
     *,
     key: PRNGKeyArray,
     num_components: int = 10,
@@ -207,17 +208,16 @@ def mixture_von(
 
     Source: Lin, Khan & Schmidt (2019), §4.1; Lin, Schmidt & Khan (2020); used by FP §3.4.
     """
-    require_kinds(target, prior)
+    held = as_fitted_prior(target, prior)
     if num_components < 1:
         raise ValueError(
             f"num_components is {num_components}, and a mixture needs at least one component."
         )
     if not 0 <= spread < math.inf:
         raise ValueError(f"spread is {spread}, and it must be finite and not negative.")
-    held = target.prior if prior is None else prior
-    target, prior = absorb(target, prior)
+    loss, factor = absorb(target, held)
     method = MixtureVON(
-        prior=prior,
+        prior=factor,
         structure=as_structure(structure),
         curvature=curvature or ("ggn" if target.has_model else "hessian"),
         num_samples=num_samples,
@@ -228,17 +228,17 @@ def mixture_von(
     key = as_key(key)
     if isinstance(start, Mixture):
         members = [
-            starting_gaussian(target, prior, method.structure, method.curvature, q)
+            starting_gaussian(target, held, method.structure, method.curvature, q)
             for q in unstack(start.components)
         ]
         gaussians = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
         first = method.init(Mixture(start.weights, gaussians))
     else:
-        q = starting_gaussian(target, prior, method.structure, method.curvature, start)
+        q = starting_gaussian(target, held, method.structure, method.curvature, start)
         first = _around(q, num_components, spread, jax.random.fold_in(key, 1))
     last = run(
         method,
-        target,
+        loss,
         first,
         num_steps=num_steps,
         key=key,
@@ -248,19 +248,19 @@ def mixture_von(
     ).posterior
     began = method.posterior(first)
     K = began.num_components
-    draws = fresh_draws(key, K, target.is_streamed or batch_size is not None)
+    draws = fresh_draws(key, K, loss.is_streamed or batch_size is not None)
     if not resample:
         draws = kept_draws(jax.random.split(jax.random.key(0), K), num_samples)
     found = settled(
         last,
         began,
-        *compared(target, prior, last, began, draws),
+        *compared(loss, factor, last, began, draws),
         num_steps=num_steps,
         left=left_of_start(step_size, num_steps),
         step_name="step_size and weight_step_size",
     )
     _warn_if_collapsed(np.asarray(found.weights))
-    return remember(found, Origin(held))
+    return remember(found, Origin(prior))
 
 
 def _around(q: Any, K: int, spread: float, key: PRNGKeyArray) -> Components:

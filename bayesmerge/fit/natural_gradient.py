@@ -77,7 +77,7 @@ def natural_gradient_vi(
     For Beta, Gamma and Dirichlet posteriors of few parameters (the regression has one coefficient
     for each natural parameter); for Gaussians of many, use `von`. Exact for conjugate likelihoods.
 
-    - `target`: ℓ(θ), θ in the support of the prior. Its own `prior` is not used.
+    - `target`: ℓ(θ), θ in the support of the prior.
     - `prior`: p_0, a `Beta`, `Gamma`, `Dirichlet` or Gaussian.
     - `key`: of all randomness.
     - `start`: q to start from, of the prior's family; by default the prior.

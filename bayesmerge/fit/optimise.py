@@ -17,7 +17,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from bayesmerge.families.checks import (
     ConvergenceWarning,
     all_finite,
-    is_concrete,
     require,
     require_finite,
     tell,
@@ -30,6 +29,7 @@ from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.conjugate_gradients import diagonal_of, solved
 from bayesmerge.fit.curvature import Kind, curvature, curvature_product
 from bayesmerge.linear_algebra import cho_solve, cholesky
+from bayesmerge.priors import AbstractPrior, Prior, as_prior
 
 Method = Literal["lbfgs", "newton"]
 """`newton` adds to L-BFGS what a P×P factorisation can: the mode to machine precision."""
@@ -75,7 +75,7 @@ class Mode(eqx.Module):
 
 def find_mode(
     target: AbstractTarget,
-    prior: AbstractGaussian | AbstractTarget | None = None,
+    prior: Prior = None,
     *,
     start: PyTree | None = None,
     method: Method = "lbfgs",
@@ -88,10 +88,9 @@ def find_mode(
     data of the same shape cost no new compilation, and `equinox.filter_vmap` fits many at once.
 
     - `target`: ℓ_t.
-    - `prior`: p_0 = N(θ_0, H_0⁻¹), or a target with the loss −log p_0; by default that of the
-      target, and where there is none the minimiser of ℓ_t alone.
-    - `start`: θ to start from; by default that of the target, or else θ_0. A neural network needs
-      one: zero weights are a saddle point.
+    - `prior`: p_0 = N(θ_0, H_0⁻¹), or an `ExactPrior`; `None` for the minimiser of ℓ_t alone.
+    - `start`: θ to start from; by default that of a NumPyro model, or else of the prior, θ_0. A
+      neural network needs one: zero weights are a saddle point.
     - `method`: `"lbfgs"`, or `"newton"` to polish with Newton steps (GGN steps for a supervised
       target), each of which factorises a P×P matrix.
     - `max_steps`: of L-BFGS.
@@ -123,15 +122,15 @@ def find_mode(
 
 def search(
     target: AbstractTarget,
-    prior: AbstractGaussian | AbstractTarget | None,
+    prior: Any,
     start: PyTree | None,
     method: Method,
     max_steps: int,
 ) -> Mode:
     """`find_mode`, but for the warning that it has not converged."""
-    require_kinds(target, prior)
+    prior = as_fitted_prior(target, prior)
     loss, gaussian = absorb(target, prior)
-    given, start = start is not None, _start(loss, gaussian, start)
+    given, start = start is not None, _start(loss, prior, start)
     loss.check(start)
     fit = _find_mode if loss.is_streamed else _find_mode_compiled
     mode = fit(loss, gaussian, start, method, max_steps)
@@ -185,34 +184,36 @@ def _warn_if_unmoved(*unmoved: Any, names: tuple[str, ...]) -> None:
         )
 
 
-def require_kinds(target: Any, prior: Any) -> None:
+def require_target(target: Any) -> None:
     if not isinstance(target, AbstractTarget):
         raise TypeError(
             f"target is a {type(target).__name__}, and it must be a `Target`, which holds a "
             "per-example loss and its data."
         )
-    if prior is not None and not isinstance(prior, (AbstractGaussian, AbstractTarget)):
+
+
+def as_fitted_prior(target: Any, prior: Any) -> AbstractPrior:
+    """The prior, for a target and with what fits Gaussians: a Gaussian, an exact one, or none."""
+    require_target(target)
+    found = as_prior(prior)
+    if found.is_closed and not found.is_flat and found.factor is None:
         raise TypeError(
             f"prior is a {type(prior).__name__}, and it must be a Gaussian over the parameters, "
-            "e.g. `IsotropicGaussian.from_mean_precision(params, 1.0)`, a target whose loss is "
-            "−log p_0, or None."
+            "e.g. `IsotropicGaussian.from_mean_precision(params, 1.0)`, an `ExactPrior`, or None. "
+            "`natural_gradient_vi` fits in the families of other priors."
         )
-    for given in (prior, target.prior):
-        if isinstance(given, AbstractGaussian) and is_concrete(given):
-            require_finite(given, "prior")
+    return found
 
 
-def _start(target: AbstractTarget, prior: AbstractGaussian | None, start: PyTree | None) -> PyTree:
+def _start(target: AbstractTarget, prior: AbstractPrior, start: PyTree | None) -> PyTree:
     start = target.start if start is None else start
+    start = prior.start if start is None else start
     if start is None:
-        if prior is None:
-            raise ValueError(
-                "without a prior there is nothing to start from: pass `start`, or a prior."
-            )
-        return prior.mode()
+        raise ValueError(
+            "without a prior there is nothing to start from: pass `start`, or a prior."
+        )
     start, layout = as_arrays(start, "start")
-    if prior is not None:
-        prior.layout.require_same(layout, "prior and start")
+    prior.require_layout(layout, "start")
     return require_finite(start, "start")
 
 

@@ -7,12 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from bayesmerge.families.checks import is_concrete
 from bayesmerge.fit.laplace import laplace
 from bayesmerge.origins import Origin, origin_of, remember
+from bayesmerge.priors import Prior
 from bayesmerge.tasks import named
-
-TARGETS = "that of each target"
 
 LOOKS_AT_VALUES = (
     jax.errors.ConcretizationTypeError,
@@ -23,14 +21,17 @@ LOOKS_AT_VALUES = (
 """What JAX raises where Python asks for a number that is being traced."""
 
 
-def fit_shards(targets: Any, method: Callable[[Any], Any] = laplace) -> dict[str, Any]:
+def fit_shards(
+    targets: Any, prior: Prior = None, method: Callable[[Any, Any], Any] = laplace
+) -> dict[str, Any]:
     r"""The posterior of every shard, those of one shape in one compiled, vmapped call.
 
     - `targets`: ℓ_t, T targets or a mapping from the shards' names to them.
-    - `method(target)`: a posterior; pass the same function again, and new shards of the same shapes
-      cost no compilation. A method that looks at numbers while it runs (`von`, `ivon` and others
-      of many steps, or Python code that branches on values) is called for one shard after another,
-      as are shards whose data are streams; what it compiles serves all shards of one shape.
+    - `prior`: p_0, the same for all; `None` for a flat one.
+    - `method(target, prior)`: a posterior; pass the same function again, and new shards of the same
+      shapes cost no compilation. A method that looks at numbers while it runs (`von`, `ivon` and
+      others of many steps, or Python code that branches on values) is called for one shard after
+      another, as are shards whose data are streams; what it compiles serves all of one shape.
 
     **Returns** a dictionary from names ("0", "1", … for a sequence) to posteriors, in order.
 
@@ -42,9 +43,8 @@ def fit_shards(targets: Any, method: Callable[[Any], Any] = laplace) -> dict[str
     >>> def loss(theta, y):
     ...     return 0.5 * (y - theta) ** 2
     >>> prior = bm.IsotropicGaussian.from_mean_precision(jnp.array(0.0), 1.0)
-    >>> shards = {"a": bm.Target(loss, jnp.array([2.0]), prior=prior),
-    ...           "b": bm.Target(loss, jnp.array([4.0]), prior=prior)}
-    >>> {name: f"{q.mode():.3f}" for name, q in fit_shards(shards).items()}
+    >>> shards = {"a": bm.Target(loss, jnp.array([2.0])), "b": bm.Target(loss, jnp.array([4.0]))}
+    >>> {name: f"{q.mode():.3f}" for name, q in fit_shards(shards, prior).items()}
     {'a': '1.000', 'b': '2.000'}
 
     ```
@@ -63,50 +63,47 @@ def fit_shards(targets: Any, method: Callable[[Any], Any] = laplace) -> dict[str
             stacked = jax.tree.map(lambda *x: jnp.stack(x), *arrays)
             rest = eqx.filter(members[group[0]], eqx.is_array, inverse=True)
             try:
-                batch, knows, own = _fit_all(method, stacked, rest)
+                batch, holds = _fit_all(method, stacked, rest, prior)
             except LOOKS_AT_VALUES:
                 one_by_one = True
             except Exception:
                 for t in group:
-                    _fit_one(method, names[t], members[t])
+                    _fit_one(method, names[t], members[t], prior)
                 raise
             else:
                 for i, t in enumerate(group):
                     fitted[t] = _member(batch, i)
-                    if knows:
-                        remember(fitted[t], Origin(members[t].prior if own is TARGETS else own))
+                    if holds is not None:
+                        remember(fitted[t], Origin(prior if holds else None))
                 continue
-        fitted |= {t: _fit_one(method, names[t], members[t]) for t in group}
+        fitted |= {t: _fit_one(method, names[t], members[t], prior) for t in group}
     return {name: fitted[t] for t, name in enumerate(names)}
 
 
-def _fit_one(method: Callable[[Any], Any], name: str, target: Any) -> Any:
+def _fit_one(method: Callable[[Any, Any], Any], name: str, target: Any, prior: Any) -> Any:
     try:
-        return method(target)
+        return method(target, prior)
     except ValueError as error:
         raise ValueError(f"shard '{name}': {error}") from error
 
 
 @eqx.filter_jit
-def _fit_all(method: Callable[[Any], Any], arrays: Any, rest: Any) -> tuple[Any, bool, Any]:
-    """The posteriors, whether it is known what prior is in them, and that prior."""
-    origin = Origin(None, knows_prior=False)
+def _fit_all(
+    method: Callable[[Any, Any], Any], arrays: Any, rest: Any, prior: Any
+) -> tuple[Any, bool | None]:
+    """The posteriors, and whether they hold the prior, if that is known."""
+    holds: bool | None = None
 
     def one(shard: Any) -> Any:
-        nonlocal origin
-        target = eqx.combine(shard, rest)
-        q = method(target)
+        nonlocal holds
+        q = method(eqx.combine(shard, rest), prior)
         known = origin_of(q)
-        if known is None or not known.knows_prior:
-            return q
-        if known.prior is None or is_concrete(known.prior):
-            origin = Origin(known.prior)
-        elif _is_one(known.prior, target.prior):
-            origin = Origin(TARGETS)
+        if known is not None and known.knows_prior:
+            holds = known.prior is not None and _is_one(known.prior, prior)
         return q
 
     batch = eqx.filter_vmap(one)(arrays)
-    return batch, origin.knows_prior, origin.prior
+    return batch, holds
 
 
 def _is_one(prior: Any, other: Any) -> bool:

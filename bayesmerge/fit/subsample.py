@@ -9,11 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import require_finite
-from bayesmerge.families.gaussian import AbstractGaussian
-from bayesmerge.families.layout import as_arrays, as_point
+from bayesmerge.families.layout import as_arrays
 from bayesmerge.families.trees import tree_dot
 from bayesmerge.fit.abstract_target import AbstractTarget
-from bayesmerge.fit.optimise import require_kinds
+from bayesmerge.fit.optimise import require_target
 from bayesmerge.fit.target import JointTarget, Target
 from bayesmerge.keys import as_key
 
@@ -42,10 +41,10 @@ def subsampled(
     - `params`: θ̄.
     - `key`: of the draw.
 
-    **Returns** a target, with the prior of `target`.
+    **Returns** a target.
 
     **Raises** `ValueError` for a size below 1, for streams, for NumPyro models without such a
-    plate, for `params` of another shape than the prior's or than the loss takes, and where loss or
+    plate, for `params` of another shape than the loss takes, and where loss or
     gradient there are not finite.
 
     ```python
@@ -61,21 +60,19 @@ def subsampled(
     Source: Jordan, Lee & Yang (2019), communication-efficient surrogate likelihoods; GMA §1.5 for
     the steps it makes cheap.
     """
-    require_kinds(target, None)
+    require_target(target)
     if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 1:
         raise ValueError(f"size is {size!r}, and it is a number of examples: an integer, ≥ 1.")
     if target.is_streamed:
         raise ValueError("the target is a stream, from which no examples are drawn: pass arrays.")
     key = as_key(key)
-    if isinstance(target.prior, AbstractGaussian):
-        params = as_point(params, target.prior.layout, "params")
     params = require_finite(as_arrays(params, "params")[0], "params")
     target.check(params)
     few = target.minibatch(target.order(key), 0, int(size))
     if few is target:
         return target
     rest = require_finite(_rest(target, few, params), "loss and gradient at params")
-    return JointTarget([few, Target(_linear, rest, prior=target.prior)], [1.0, 1.0])
+    return JointTarget([few, Target(_linear, rest)], [1.0, 1.0])
 
 
 @eqx.filter_jit

@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Set
-from typing import Any, TypeAlias
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,14 +12,10 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.arrays import as_rows, is_array, row_count
 from bayesmerge.families.checks import is_concrete, require_finite
-from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.show import number, safely
 from bayesmerge.fit.abstract_target import AbstractTarget, Loss, Statistic, shape_of
 from bayesmerge.fit.likelihood import Likelihood, SupervisedLoss, as_likelihood
-from bayesmerge.fit.model_target import ModelTarget
 from bayesmerge.tasks import as_weights, named
-
-Prior: TypeAlias = AbstractGaussian | AbstractTarget | None
 
 MEAN_REMEDY = (
     "a mean or a sum over the batch hides the number of examples, a factor in every Hessian, so "
@@ -38,8 +34,8 @@ class Target(AbstractTarget):
       and data frames of pandas, polars, pyarrow and xarray. A target with arrays is a pytree: its
       data are arguments of compiled programs, and `equinox.filter_vmap` maps over targets stacked
       along a leading axis.
-    - `prior`: p_0, a Gaussian over θ, or a target whose loss is R_0 = −log p_0 (up to a constant),
-      or `None`; what `laplace` uses when given no other.
+
+    It is the likelihood alone: a prior is given beside it to what fits.
 
     For generalised Gauss-Newton and Fisher curvature the model's output is needed as well: build
     the target with `Target.supervised`.
@@ -70,12 +66,10 @@ class Target(AbstractTarget):
 
     loss: Loss = eqx.field(static=True)
     data: Any
-    prior: Prior
 
-    def __init__(self, loss: Loss, data: Any, *, prior: Prior = None):
+    def __init__(self, loss: Loss, data: Any):
         self.loss = loss
         self.data = _as_data(data, _rounds(loss))
-        self.prior = prior
 
     @classmethod
     def supervised(
@@ -83,8 +77,6 @@ class Target(AbstractTarget):
         model: Callable[[PyTree, PyTree], Array],
         likelihood: Likelihood | str | Callable[[Array, Array], Array],
         data: Any,
-        *,
-        prior: Prior = None,
     ) -> "Target":
         r"""A target of the form $\ell_i(\theta) = -\log p(y_i \mid f(\theta, x_i))$.
 
@@ -92,7 +84,6 @@ class Target(AbstractTarget):
         - `likelihood`: `"categorical"` (softmax), `"bernoulli"`, `"gaussian"` (unit variance) or
           `"poisson"`; a `Likelihood`; or loss(output, label) of one example.
         - `data`: (inputs, labels), or an iterable of such minibatches.
-        - `prior`: as above.
 
         ```python
         >>> import jax.numpy as jnp, bayesmerge as bm
@@ -104,7 +95,7 @@ class Target(AbstractTarget):
 
         ```
         """
-        return cls(SupervisedLoss(model, as_likelihood(likelihood)), data, prior=prior)
+        return cls(SupervisedLoss(model, as_likelihood(likelihood)), data)
 
     @property
     def start(self) -> None:
@@ -144,51 +135,6 @@ class Target(AbstractTarget):
             return sum(map(batch_size, self.data))
         return batch_size(self.data)
 
-    @classmethod
-    def from_numpyro(cls, model: Any, *args: Any, **kwargs: Any) -> ModelTarget:
-        r"""The likelihood of a NumPyro model as a loss, $\ell(\theta) = -\log p(y \mid \theta)$,
-        and its prior p_0 apart from it, both in unconstrained coordinates θ.
-
-        - `model`: with continuous latent sites, and data observed by `obs=`. `numpyro.factor` is
-          part of the likelihood, unless it is marked as the prior's (see
-          `bayesmerge.numpyro.Model`). Plates that subsample are read whole.
-        - `args`, `kwargs`: the model's, anything that NumPyro takes, such as a dictionary of
-          arrays, lists and integers, or a data frame. Arrays are arguments of compiled programs: a
-          second target of the same model and shapes costs no compilation. All else is constant, as
-          are arrays at whose values the model looks (see `bayesmerge.numpyro.Model`).
-
-        Shards share latent sites by name: sites of a shard's own groups must have a place for every
-        group in all shards (a plate over all groups, indexed by the data's).
-
-        **Returns** a target. Its `prior` is a Gaussian where p_0 is one in unconstrained
-        coordinates, and otherwise a target whose loss is −log p_0, Jacobians included; `laplace`,
-        `von` and `merge` take either. Its `model` converts: draws by site, guides, NumPyro's
-        distributions, ArviZ.
-
-        **Warns** once for every model that has data among its constants, where a shard with other
-        values costs a compilation.
-
-        **Raises** `ValueError` for discrete latent sites, improper priors, `numpyro.param`,
-        randomness outside of sample sites, or no observations; it names the site. So it does where
-        data do not fit the model, and where NaN among them make its density NaN, with their names.
-
-        ```python
-        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, bayesmerge as bm
-        >>> def model(y):
-        ...     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
-        ...     numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-        >>> shards = [bm.Target.from_numpyro(model, jnp.array(y)) for y in ([1.0, 2.0], [3.0, 6.0])]
-        >>> posteriors = [bm.laplace(shard) for shard in shards]
-        >>> merged = bm.merge(posteriors, [1.0, 1.0], prior=shards[0].prior)
-        >>> f"{merged.mode()['mean']:.3f}"  # 12 / 5
-        '2.400'
-
-        ```
-        """
-        from bayesmerge.numpyro.model import Model
-
-        return ModelTarget(Model(model, *args, **kwargs))
-
     def num_batches(self, size: int) -> int:
         return max(1, batch_size(self.data) // size)
 
@@ -212,7 +158,7 @@ class Target(AbstractTarget):
                 yield self._scaled(batch, float(count))
 
     def _scaled(self, batch: PyTree, factor: float) -> "JointTarget":
-        return JointTarget([Target(self.loss, batch, prior=self.prior)], [factor])
+        return JointTarget([Target(self.loss, batch)], [factor])
 
     def first_batch(self) -> tuple[Loss, PyTree]:
         is_streamed = isinstance(self.data, Minibatches)
@@ -255,8 +201,6 @@ class JointTarget(AbstractTarget):
     - `targets`: ℓ_t, a sequence of T targets or a mapping from task names to them.
     - `weights`: α, shape (T,), or a mapping from the same names.
 
-    Its prior is that of the first target, where all have one.
-
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
     >>> def loss(theta, y):
@@ -274,13 +218,10 @@ class JointTarget(AbstractTarget):
 
     targets: list[Any]
     weights: Float[Array, " T"]
-    prior: Prior
 
     def __init__(self, targets: Any, weights: ArrayLike | Any):
         names, self.targets = named(targets, "targets")
         self.weights = as_weights(weights, names)
-        priors = [target.prior for target in self.targets]
-        self.prior = None if any(prior is None for prior in priors) else priors[0]
 
     @property
     def start(self) -> PyTree | None:
@@ -308,6 +249,13 @@ class JointTarget(AbstractTarget):
             for target, weight in zip(self.targets, self.weights, strict=True)
         ]
         return functools.reduce(_add, parts)
+
+    def parts(self) -> list[tuple[Any, AbstractTarget]]:
+        return [
+            (weight * w, part)
+            for weight, target in zip(self.weights, self.targets, strict=True)
+            for w, part in target.parts()
+        ]
 
     @property
     def num_examples(self) -> int:
@@ -445,8 +393,7 @@ def _show(target: Target) -> str:
     streamed = target.is_streamed
     count = "a stream of minibatches" if streamed else f"{target.num_examples} examples"
     size = "1 example" if count == "1 examples" else count
-    prior = "" if target.prior is None else f", prior {type(target.prior).__name__}"
-    return f"Target of {size}: {getattr(likelihood, 'name', loss)}{prior}"
+    return f"Target of {size}: {getattr(likelihood, 'name', loss)}"
 
 
 def _show_joint(joint: JointTarget) -> str:

@@ -13,10 +13,11 @@ from bayesmerge.families.base import AbstractPosterior
 from bayesmerge.families.checks import all_finite, require
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.precision import Full
 from bayesmerge.families.show import over, safely
-from bayesmerge.fit.abstract_target import AbstractTarget
-from bayesmerge.fit.expand import expand
+from bayesmerge.fit.absorb import PriorTarget
 from bayesmerge.fit.optimise import find_mode
+from bayesmerge.priors import ExactPrior, as_prior
 
 NO_START = (
     "the Gaussian factors and the prior have no maximum together near the tasks' modes: the "
@@ -30,11 +31,11 @@ NO_START = (
 class Tilted(AbstractPosterior):
     r"""$p(\theta) \propto G(\theta)\,p_0(\theta)$: a Gaussian factor under an exact prior.
 
-    What `merge` returns where the prior is a target: $G = \prod_t \hat L_t^{\alpha_t}$ with the
+    What `merge` returns where the prior is exact: $G = \prod_t \hat L_t^{\alpha_t}$ with the
     Gaussian factors $\hat L_t$ of the tasks' likelihoods, and the prior once, as it is.
 
     - `factor`: G, proper or not.
-    - `prior`: R_0 = −log p_0, a target.
+    - `prior`: p_0, an `ExactPrior`.
     - `near`: a Gaussian in the place of p, from whose mode to look for that of p.
 
     `*` and `/` by Gaussian factors add and remove likelihoods. Draws are those of `laplace()`, or
@@ -46,7 +47,7 @@ class Tilted(AbstractPosterior):
     __repr__ = safely(lambda q: _show(q))
 
     factor: AbstractGaussian
-    prior: AbstractTarget
+    prior: ExactPrior
     near: AbstractGaussian
 
     @property
@@ -61,11 +62,11 @@ class Tilted(AbstractPosterior):
 
     def log_density(self, theta: PyTree) -> Float[Array, "*batch"]:
         """log G(θ) − R_0(θ)."""
-        return self.factor.log_density(theta) - self.prior.total(theta)
+        return self.factor.log_density(theta) - self.prior.energy(theta)
 
     def log_ratio(self, theta: PyTree, reference: PyTree) -> Float[Array, ""]:
         """log p(θ)/p(θ')."""
-        gap = self.prior.total(theta) - self.prior.total(reference)
+        gap = self.prior.energy(theta) - self.prior.energy(reference)
         return self.factor.log_ratio(theta, reference) - gap
 
     def mode(self, start: PyTree | None = None) -> PyTree:
@@ -81,7 +82,8 @@ class Tilted(AbstractPosterior):
             )
         start = self.near.solve(self.near.linear) if start is None else start
         start = require(start, all_finite(start), NO_START)
-        return find_mode(self.prior, self.factor, start=start, method="newton").params
+        energy = PriorTarget(self.prior)
+        return find_mode(energy, self.factor, start=start, method="newton").params
 
     def laplace(self, params: PyTree | None = None) -> Any:
         r"""$\mathcal N(\hat\theta, H^{-1})$ with $H = \Lambda_G + \nabla^2 R_0(\hat\theta)$.
@@ -95,7 +97,7 @@ class Tilted(AbstractPosterior):
             return jax.vmap(lambda g, n, t: Tilted(g, self.prior, n).laplace(t))(
                 self.factor, self.near, theta
             )
-        return self.factor * expand(self.prior, theta)
+        return self.factor * self.prior.site(theta, Full())
 
     def minorizer(self, theta: PyTree) -> Any:
         raise TypeError("an exact prior has no minorizer: use `mode()` and `laplace()`.")
@@ -140,28 +142,29 @@ def likelihood_factor(posterior: Any, prior: Any) -> Any:
     r"""$\hat L = q/p_0$, the likelihood in a posterior: what of it multiplies.
 
     - `posterior`: q, with the prior in it.
-    - `prior`: p_0 of an exponential family; or a target with the loss R_0 = −log p_0, whose
-      expansion at the mode of q is divided out, which for Laplace posteriors gives
-      `laplace(…, include_prior=False)`; or `None`, which leaves q.
+    - `prior`: p_0 of an exponential family; an `ExactPrior`, whose expansion at the mode of q is
+      divided out, which for Laplace posteriors gives `laplace(…, include_prior=False)`; or `None`,
+      which leaves q.
 
     **Returns** a factor, often improper.
 
-    **Raises** `TypeError` for a posterior that is not Gaussian, where the prior is a target.
+    **Raises** `TypeError` for a posterior that is not Gaussian, where the prior is exact.
     """
-    if prior is None:
+    held = as_prior(prior)
+    if held.is_flat:
         return posterior
-    if not isinstance(prior, AbstractTarget):
-        return posterior / prior
+    if held.is_closed:
+        return posterior / held.given
     if not isinstance(posterior, AbstractGaussian):
         raise TypeError(
             f"the prior is not Gaussian, and a posterior is a {type(posterior).__name__}: its "
             "likelihood can be told from such a prior for Gaussian posteriors only. Use `laplace` "
             "or `von`, or `posterior.collapse()` of a mixture."
         )
-    return posterior / expand(prior, posterior.mode())
+    return posterior / held.site(posterior.mode(), posterior.precision.structure)
 
 
-def tilt(posteriors: list[Any], alpha: Float[Array, "..."], prior: AbstractTarget) -> Tilted:
+def tilt(posteriors: list[Any], alpha: Float[Array, "..."], prior: ExactPrior) -> Tilted:
     """p_0 Π (q_t/p̂_0t)^{α_t}, p̂_0t the Gaussian that stands for p_0 in q_t: FP-5 with
     γ + Σα_t = 1 times p_0."""
     factors = [likelihood_factor(q, prior) for q in posteriors]

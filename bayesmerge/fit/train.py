@@ -4,32 +4,32 @@ import os
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from bayesmerge.families.checks import require_finite
-from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import as_arrays
+from bayesmerge.families.precision import Structure
 from bayesmerge.fit.abstract_target import AbstractTarget
-from bayesmerge.fit.curvature import Kind, Structure
+from bayesmerge.fit.curvature import Kind
 from bayesmerge.fit.ivon import Trained, starting_point
 from bayesmerge.fit.laplace import laplace
-from bayesmerge.fit.optimise import require_kinds
+from bayesmerge.fit.optimise import as_fitted_prior
 from bayesmerge.fit.run import AbstractMethod, run
+from bayesmerge.priors import AbstractPrior, Prior
 
 
 class Training(AbstractMethod):
-    """Gradient descent on (ℓ(θ) + ½‖θ − θ_0‖²_{H_0})/N as a method of `run`, which calls its
+    """Gradient descent on (ℓ(θ) + R_0(θ))/N as a method of `run`, which calls its
     posterior what are bare parameters.
 
     - `optimiser`: an optax gradient transformation.
-    - `prior`: p_0, or `None`.
+    - `prior`: p_0.
     - `num_examples`: N.
     """
 
     shown: ClassVar[str] = "loss"
     optimiser: Any
-    prior: AbstractGaussian | None
+    prior: AbstractPrior
     num_examples: int
 
     def init(self, start: PyTree) -> Trained:
@@ -42,10 +42,8 @@ class Training(AbstractMethod):
         """Parameters after a step, and the mean loss per example before it."""
         params, state = inner
         value, gradient = target.value_and_gradient(params)
-        if self.prior is not None:
-            pull = jax.tree.map(jnp.subtract, self.prior.multiply(params), self.prior.linear)
-            gradient = jax.tree.map(jnp.add, gradient, pull)
-        gradient = jax.tree.map(lambda g: g / self.num_examples, gradient)
+        pull = self.prior.gradient(params)
+        gradient = jax.tree.map(lambda g, r: (g + r) / self.num_examples, gradient, pull)
         updates, state = self.optimiser.update(gradient, state, params)
         params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)
         return Trained(params, state), {"loss": value / self.num_examples}
@@ -57,7 +55,7 @@ class Training(AbstractMethod):
 
 def adamw_sg(
     target: AbstractTarget,
-    prior: AbstractGaussian | None = None,
+    prior: Prior = None,
     *,
     key: PRNGKeyArray,
     num_steps: int,
@@ -73,8 +71,8 @@ def adamw_sg(
     $q_t = \mathcal N(\theta_t, (H_0 + \mathrm{diag}\sum_i(\nabla\ell_i(\theta_t))^2)^{-1})$.
 
     - `target`: ℓ_t.
-    - `prior`: p_0; `None` for that of the target, or else a flat one. Its gradient is part of what
-      is minimised, so leave the optimiser's own weight decay at zero.
+    - `prior`: p_0, a Gaussian or an `ExactPrior`; `None` for a flat one. Its gradient is part of
+      what is minimised, so leave the optimiser's own weight decay at zero.
     - `key`: of the order of the data.
     - `num_steps`, `batch_size`, `checkpoint`, `progress`: as in `bayesmerge.fit.run`.
     - `optimiser`: an optax gradient transformation for the mean loss per example; by default
@@ -92,7 +90,7 @@ def adamw_sg(
     >>> target = bm.Target(lambda theta, y: 0.5 * (theta - y) ** 2, jnp.array([0.0, 4.0]))
     >>> q = adamw_sg(target, key=jax.random.key(0), num_steps=500, start=jnp.array(0.0),
     ...              optimiser=optax.adam(0.05), progress=False)
-    >>> q.mode().round(3), q.precision.round(2)  # Σ(2 − y)²
+    >>> q.mode().round(3), q.precision.value.round(2)  # Σ(2 − y)²
     (Array(2., dtype=float32), Array(8., dtype=float32))
 
     ```
@@ -101,12 +99,11 @@ def adamw_sg(
     """
     import optax
 
-    require_kinds(target, prior)
-    prior = target.prior if prior is None else prior
+    held = as_fitted_prior(target, prior)
     optimiser = optax.adamw(1e-3, weight_decay=0.0) if optimiser is None else optimiser
     start = require_finite(as_arrays(starting_point(target, prior, start), "start")[0], "start")
     target.check(start)
-    method = Training(optimiser, prior, target.num_examples)
+    method = Training(optimiser, held, target.num_examples)
     params = run(
         method,
         target,

@@ -38,10 +38,11 @@ from bayesmerge.fit.curvature import Kind, curvature_product, require_known
 from bayesmerge.fit.expand import quadratic
 from bayesmerge.fit.expectation import Estimator, expectation, loss_at
 from bayesmerge.fit.laplace import laplace
-from bayesmerge.fit.optimise import require_kinds
+from bayesmerge.fit.optimise import as_fitted_prior
 from bayesmerge.fit.run import AbstractMethod, Schedule, run
 from bayesmerge.keys import as_key
 from bayesmerge.origins import Origin, remember
+from bayesmerge.priors import AbstractPrior, Prior
 
 NEVER_INDEFINITE = ("ggn", "fisher", "squared_gradients")
 
@@ -92,9 +93,12 @@ class VON(AbstractMethod):
         fresh = fresh.structured(q.precision.structure)
         gradient = jax.tree.map(jnp.subtract, fresh.multiply(mean), fresh.linear)
         G = fresh.precision.plus(q.precision, -1.0)
-        step = plain_step if self.curvature in NEVER_INDEFINITE else improved_step
+        is_safe = self.curvature in NEVER_INDEFINITE and not any(
+            part.has_own_curvature for _, part in target.parts()
+        )
+        step = plain_step if is_safe else improved_step
         new, down = step(q, gradient, G, rho)
-        if not isinstance(self.structure, Full) or self.curvature not in NEVER_INDEFINITE:
+        if not isinstance(self.structure, Full) or not is_safe:
             rho = stable(rho, target, self.prior, mean, gradient, down, self.curvature)
         return moved_to(new, mean, down, rho), {"elbo": bound}
 
@@ -105,7 +109,7 @@ class VON(AbstractMethod):
 
 def von(
     target: AbstractTarget,
-    prior: AbstractGaussian | None = None,
+    prior: Prior = None,
     *,
     key: PRNGKeyArray,
     structure: Structure = "full",
@@ -134,7 +138,7 @@ def von(
     goes no further than to the minimum along its direction, for one product with the curvature.
 
     - `target`: ℓ_t, with per-example losses that are summed.
-    - `prior`: p_0 = N(θ_0, H_0⁻¹); `None` for that of the target, or else a flat one.
+    - `prior`: p_0 = N(θ_0, H_0⁻¹), an `ExactPrior`, or `None` for a flat one.
     - `key`: of all randomness.
     - `structure`: of q, `"full"`, `"diagonal"`, `"isotropic"` or `Blocks()`; the posterior is of
       the smallest family that also holds the prior.
@@ -178,22 +182,22 @@ def von(
 
     Source: FP equation 7; Khan & Rue (2023), §1.3.2; Lin, Schmidt & Khan (2020).
     """
-    require_kinds(target, prior)
+    held = as_fitted_prior(target, prior)
     key = as_key(key)
-    held = target.prior if prior is None else prior
-    target, prior = absorb(target, prior)
+    kind = curvature or ("ggn" if target.has_model else "hessian")
+    loss, gaussian = absorb(target, held)
     method = VON(
-        prior=prior,
+        prior=gaussian,
         structure=as_structure(structure),
-        curvature=curvature or ("ggn" if target.has_model else "hessian"),
+        curvature=kind,
         num_samples=num_samples,
         resample=resample,
         step_size=(RobbinsMonro() if resample else 0.5) if step_size is None else step_size,
     )
-    first = starting_gaussian(target, prior, method.structure, method.curvature, start)
+    first = starting_gaussian(target, held, method.structure, method.curvature, start)
     last = run(
         method,
-        target,
+        loss,
         first,
         num_steps=num_steps,
         key=key,
@@ -201,18 +205,18 @@ def von(
         checkpoint=checkpoint,
         progress=progress,
     ).posterior
-    draws = fresh_draws(key, 1, target.is_streamed or batch_size is not None)
+    draws = fresh_draws(key, 1, loss.is_streamed or batch_size is not None)
     if not resample:
         draws = kept_draws(jax.random.key(0)[None], num_samples)
     posterior = settled(
         last,
         first,
-        *compared(target, prior, last, first, draws),
+        *compared(loss, gaussian, last, first, draws),
         num_steps=num_steps,
         left=left_of_start(method.step_size, num_steps),
         by_price=method.curvature in ("hessian", "price"),
     )
-    return remember(posterior, Origin(held))
+    return remember(posterior, Origin(prior))
 
 
 def plain_step(
@@ -263,7 +267,7 @@ def add_scaled(x: PyTree, scale: Float[Array, ""], y: PyTree) -> PyTree:
 
 def starting_gaussian(
     target: AbstractTarget,
-    prior: AbstractGaussian | None,
+    prior: AbstractPrior,
     structure: AbstractStructure,
     curvature: Estimator,
     start: Any,
@@ -273,12 +277,12 @@ def starting_gaussian(
         kind: Kind = "squared_gradients" if curvature == "price" else curvature
         if start is not None:
             start = as_arrays(start, "start")[0]
-        start = laplace(target, prior, structure=structure, curvature=kind, start=start)
+        start = laplace(target, prior.given, structure=structure, curvature=kind, start=start)
     start._factor("mode to start from")
     target.check(start.mode())
-    if prior is not None:
-        prior.layout.require_same(start.layout, "prior and start")
-        start = start.structured(join(start.precision.structure, prior.precision.structure))
+    prior.require_layout(start.layout, "start")
+    if prior.factor is not None:
+        start = start.structured(join(start.precision.structure, prior.factor.precision.structure))
     own = start.precision.structure
     return start.structured(join(own, structure.over(start.layout)))
 

@@ -255,8 +255,8 @@ class Model(eqx.Module):
         >>> def model(y):
         ...     rate = numpyro.sample("rate", dist.Gamma(2.0, 1.0))
         ...     numpyro.sample("y", dist.Poisson(rate), obs=y)
-        >>> target = bm.Target.from_numpyro(model, jnp.array([3, 5]))
-        >>> target.model.summary(bm.laplace(target), jax.random.key(0))
+        >>> target = bm.numpyro.target(model, jnp.array([3, 5]))
+        >>> target.model.summary(bm.laplace(target, bm.numpyro.prior(target)), jax.random.key(0))
                mean     sd    5 %   95 %
         rate  3.472  1.113  1.972  5.524
 

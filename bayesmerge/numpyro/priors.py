@@ -77,7 +77,7 @@ def replace_prior(model: Callable[..., Any], posterior: AbstractGaussian) -> Cal
     - `model`: a NumPyro model; its latent sites include those of q.
     - `posterior`: q, a Gaussian over a dictionary of unconstrained sites, proper.
 
-    **Returns** a NumPyro model, for `NUTS`, `SVI` or `Target.from_numpyro`.
+    **Returns** a NumPyro model, for `NUTS`, `SVI` or `bayesmerge.numpyro.target`.
 
     **Raises** `ValueError` where a site of q is not in the model, or has another shape there.
 
@@ -87,9 +87,11 @@ def replace_prior(model: Callable[..., Any], posterior: AbstractGaussian) -> Cal
     >>> def model(y):
     ...     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
     ...     numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-    >>> q = bm.laplace(bm.Target.from_numpyro(model, jnp.array([3.0])))
-    >>> again = bm.Target.from_numpyro(replace_prior(model, q), jnp.array([6.0]))
-    >>> f"{bm.laplace(again).mode()['mean']:.3f}"  # as from both data at once
+    >>> y = jnp.array([3.0])
+    >>> q = bm.laplace(bm.numpyro.target(model, y), bm.numpyro.prior(model, y))
+    >>> again = bm.numpyro.target(replace_prior(model, q), jnp.array([6.0]))
+    >>> both = bm.laplace(again, bm.numpyro.prior(again))  # as from both data at once
+    >>> f"{both.mode()['mean']:.3f}"
     '3.000'
 
     ```
@@ -140,9 +142,11 @@ def with_factor(model: Callable[..., Any], factor: Any, name: str = "shards") ->
     >>> def model(y):
     ...     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
     ...     numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-    >>> factor = bm.laplace(bm.Target.from_numpyro(model, jnp.array([3.0])), include_prior=False)
-    >>> both = bm.Target.from_numpyro(with_factor(model, factor), jnp.array([6.0]))
-    >>> f"{bm.laplace(both).mode()['mean']:.3f}"
+    >>> prior = bm.numpyro.prior(model, jnp.array([3.0]))
+    >>> target = bm.numpyro.target(model, jnp.array([3.0]))
+    >>> factor = bm.laplace(target, prior, include_prior=False)
+    >>> both = bm.numpyro.target(with_factor(model, factor), jnp.array([6.0]))
+    >>> f"{bm.laplace(both, prior).mode()['mean']:.3f}"
     '3.000'
 
     ```

@@ -39,7 +39,7 @@ def joint_training(
     compiled program.
 
     - `targets`: ℓ_t, a mapping from task names to targets, or a sequence.
-    - `prior`: p_0 = N(θ_0, H_0⁻¹); by default that of the first target, where all have one.
+    - `prior`: p_0 = N(θ_0, H_0⁻¹), an `ExactPrior`, or `None` for a flat one.
     - `start`, `max_steps`: as in `find_mode`; a neural network needs a start.
     - `weights`, `metric`, `higher_is_better`, `compiled`, `save`, `progress`: as in `preview`.
     - `batch_size`: weightings trained at once.

@@ -50,7 +50,7 @@ def densities(
       without marginals in closed form (products of mixtures) are drawn from 20,000 draws.
     - `names`: of entries, such as `"w[3]"`, or of leaves, for all of theirs; by default the first
       12 entries, and the figure says how many there are.
-    - `model`: a `bayesmerge.numpyro.Model`, such as `Target.from_numpyro(…).model`: draws the
+    - `model`: a `bayesmerge.numpyro.Model`, such as `bayesmerge.numpyro.target(…).model`: draws the
       sites in their own units, from draws.
     - `axes`: one for each entry, or new ones. In given axes the lines are labelled, and the legend
       is yours to place.

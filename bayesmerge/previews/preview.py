@@ -24,6 +24,7 @@ from bayesmerge.previews.record import Part, Record, fill
 from bayesmerge.previews.refined import refined, refined_at_once
 from bayesmerge.previews.result import Preview
 from bayesmerge.previews.sweep import Colours, Method, Sweep, sweeps_of
+from bayesmerge.priors import as_prior
 from bayesmerge.tasks import as_weights, in_float64, matched, named
 
 
@@ -199,7 +200,8 @@ def _model_at(models: Any, weighting: PyTree) -> Model:
     start = start_at(merging, at)
     theta, details = start.theta, {}
     if refinement is not None:
-        loss, gaussian = absorb(JointTarget(refinement.losses, alpha), refinement.prior)
+        held = as_prior(refinement.prior)
+        loss, gaussian = absorb(JointTarget(refinement.losses, alpha), held)
         objective = Objective(loss, gaussian, theta)
         found = refined(objective, start, refinement.most, refinement.until)
         theta = found.params
@@ -242,10 +244,10 @@ def _refinement(
             raise TypeError(
                 f"the target of '{name}' is a {type(loss).__name__}, and it must be a `Target`."
             )
-    if prior is None and any(loss.prior is None for loss in losses):
+    if prior is None:
         raise ValueError(
             "refine goes to the mode of the tasks' losses and the prior: pass `prior`, that of the "
-            "posteriors, or targets that have it."
+            "posteriors."
         )
     return _Refinement(losses, prior, jnp.asarray(refine), jnp.asarray(until))
 

@@ -13,7 +13,6 @@ from bayesmerge.families.checks import unchecked
 from bayesmerge.families.gaussian import AbstractGaussian
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.precision import Full
-from bayesmerge.fit.abstract_target import AbstractTarget
 from bayesmerge.fit.tilted import Tilted
 from bayesmerge.merging import combined
 from bayesmerge.mixtures.climb import minorizer, repeat
@@ -21,6 +20,7 @@ from bayesmerge.mixtures.product import Product
 from bayesmerge.mixtures.warm_starts import modes_along
 from bayesmerge.previews.pencil import is_line, modes_on_line
 from bayesmerge.previews.reduced_basis import NoBoundError, modes_in_basis
+from bayesmerge.priors import as_prior
 
 Method: TypeAlias = Literal["auto", "each", "line", "basis"]
 Colours: TypeAlias = Literal["none", "near", "exact"]
@@ -235,11 +235,12 @@ def _at_once(kept: Any) -> int:
 def _check_weightings(posteriors: dict[str, Any], alpha: Array, prior: Any) -> None:
     """The error of `merge(…).mode()` at the first weighting that has one. Where factors are proper
     and no exponent is negative there is none, and nothing is merged to find out."""
-    is_target = isinstance(prior, AbstractTarget)
-    factors = [*posteriors.values()] + ([] if prior is None or is_target else [prior])
+    held = as_prior(prior)
+    has_power = held.is_closed and not held.is_flat
+    factors = [*posteriors.values(), *([held.given] if has_power else [])]
     gamma = 1 - jnp.sum(alpha, axis=1)
     suspect = jnp.any(alpha < 0, axis=1) | ~jnp.any(alpha > 0, axis=1)
-    if prior is not None and not is_target:
+    if has_power:
         suspect |= gamma < -1e-6
     if not all(_has_mode(q) for q in factors):
         suspect |= True
