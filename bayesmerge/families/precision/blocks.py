@@ -39,7 +39,7 @@ class BlockPrecision(AbstractMatrices):
         return self.groups
 
     @property
-    def matrices(self) -> list[Float[Array, "_ _"]]:
+    def matrices(self) -> list[Any]:
         return [*self.value]
 
     def with_matrices(self, matrices: list[Any]) -> "BlockPrecision":

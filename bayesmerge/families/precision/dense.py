@@ -29,7 +29,7 @@ class DensePrecision(AbstractMatrices):
         return Full()
 
     @property
-    def matrices(self) -> list[Float[Array, "P P"]]:
+    def matrices(self) -> list[Any]:
         return [self.value]
 
     @property

@@ -33,7 +33,7 @@ class DiagonalPrecision(AbstractEntrywise):
     def structure(self) -> "Diagonal":
         return Diagonal()
 
-    def of_leaf(self, i: int) -> Array:
+    def of_leaf(self, i: int) -> Any:
         return jax.tree.leaves(self.value)[i]
 
     def log_determinant(self) -> Float[Array, ""]:

@@ -17,7 +17,7 @@ class AbstractEntrywise(AbstractPrecision):
     """Λ = diag(τ), τ known leaf by leaf."""
 
     @abc.abstractmethod
-    def of_leaf(self, i: int) -> Array:
+    def of_leaf(self, i: int) -> Any:
         """τ of one leaf, shaped as the leaf or a scalar, batches in front."""
 
     @abc.abstractmethod

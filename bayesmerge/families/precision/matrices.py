@@ -26,7 +26,7 @@ class AbstractMatrices(AbstractPrecision):
 
     @property
     @abc.abstractmethod
-    def matrices(self) -> list[Float[Array, "_ _"]]:
+    def matrices(self) -> list[Any]:
         """One a group."""
 
     @property

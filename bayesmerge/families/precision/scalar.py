@@ -32,7 +32,7 @@ class ScalarPrecision(AbstractEntrywise):
     def structure(self) -> "Isotropic":
         return Isotropic()
 
-    def of_leaf(self, i: int) -> Array:
+    def of_leaf(self, i: int) -> Any:
         return self.value.astype(self.layout.dtypes[i])
 
     def log_determinant(self) -> Float[Array, ""]:
