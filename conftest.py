@@ -1,5 +1,6 @@
-"""Settings of every test: float64, no silent broadcasting, no program compiled twice."""
+"""Settings of every test: float64, no silent broadcasting, few programs and quick to compile."""
 
+import gc
 import tempfile
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import matplotlib as mpl
 import pytest
 
 mpl.use("agg")
+gc.set_threshold(100_000, 20, 100)  # tracing makes many small objects, few of them garbage
 jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("bayesmerge", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("bayesmerge")
@@ -23,14 +25,29 @@ def precision(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def optimisation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All of XLA's, for a test marked `optimised`."""
+    if request.node.get_closest_marker("optimised") is None:
+        yield
+        return
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def compiled_programs_on_disk() -> Iterator[None]:
     """Those of this process and of the scripts that it starts, each compiled once.
 
-    Not those of all workers: JAX does not write them atomically.
+    Not those of all workers: JAX does not write them atomically. They run for milliseconds, so
+    that most optimisations of theirs would take longer than what they save.
     """
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         settings = {
+            "jax_disable_most_optimizations": True,
             "jax_compilation_cache_dir": folder,
             "jax_persistent_cache_min_compile_time_secs": 0,
             "jax_persistent_cache_min_entry_size_bytes": -1,
