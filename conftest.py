@@ -16,6 +16,16 @@ hypothesis.settings.register_profile("bayesmerge", deadline=None, max_examples=2
 hypothesis.settings.load_profile("bayesmerge")
 
 
+# Files of more than a minute of processor time, the longest first: workers end together.
+LONGEST = ["tutorials", "variational", "numpyro", "ledger", "removal", "modes", "sweeps", "mixture"]
+LONGEST += ["reproduction", "curvature", "shards", "laws", "demo", "draws", "against_scipy"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(autouse=True)
 def precision(request: pytest.FixtureRequest) -> Iterator[None]:
     """float64 in tests; in examples what a user sees without configuring anything, and no random
@@ -48,6 +58,7 @@ def compiled_programs_on_disk() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         settings = {
             "jax_disable_most_optimizations": True,
+            "jax_traceback_in_locations_limit": 0,
             "jax_compilation_cache_dir": folder,
             "jax_persistent_cache_min_compile_time_secs": 0,
             "jax_persistent_cache_min_entry_size_bytes": -1,
