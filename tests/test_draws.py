@@ -47,6 +47,7 @@ def test_consensus_monte_carlo():
     np.testing.assert_allclose(ratios, 1.0, atol=0.05)
 
 
+@pytest.mark.optimised
 def test_kernel_densities_keep_skewness():
     """Two Gamma-shaped densities multiply to a third, whose mode moments miss."""
     rng = np.random.default_rng(0)
