@@ -2,7 +2,7 @@
 
 import gc
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import hypothesis
 import jax
@@ -12,6 +12,9 @@ import pytest
 mpl.use("agg")
 gc.set_threshold(100_000, 20, 100)  # tracing makes many small objects, few of them garbage
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_traceback_in_locations_limit", 0)
+# Programs of tests run for milliseconds: most optimisations take longer than what they save.
+jax.config.update("jax_disable_most_optimizations", True)
 hypothesis.settings.register_profile("bayesmerge", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("bayesmerge")
 
@@ -35,30 +38,29 @@ def precision(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def optimisation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """All of XLA's, for a test marked `optimised`."""
-    if request.node.get_closest_marker("optimised") is None:
-        yield
-        return
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """All of XLA's optimisations for a test marked `optimised`, and for fixtures that it makes."""
+    if item.get_closest_marker("optimised") is None:
+        return (yield)
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.clear_caches()
+    try:
+        return (yield)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def compiled_programs_on_disk() -> Iterator[None]:
     """Those of this process and of the scripts that it starts, each compiled once.
 
-    Not those of all workers: JAX does not write them atomically. They run for milliseconds, so
-    that most optimisations of theirs would take longer than what they save.
+    Not those of all workers: JAX does not write them atomically.
     """
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         settings = {
-            "jax_disable_most_optimizations": True,
-            "jax_traceback_in_locations_limit": 0,
             "jax_compilation_cache_dir": folder,
             "jax_persistent_cache_min_compile_time_secs": 0,
             "jax_persistent_cache_min_entry_size_bytes": -1,
