@@ -1,7 +1,8 @@
-"""Settings of every test: float64, no silent broadcasting, no program compiled twice."""
+"""Settings of every test: float64, no silent broadcasting, few programs and quick to compile."""
 
+import gc
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import hypothesis
 import jax
@@ -9,9 +10,23 @@ import matplotlib as mpl
 import pytest
 
 mpl.use("agg")
+gc.set_threshold(100_000, 20, 100)  # tracing makes many small objects, few of them garbage
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_traceback_in_locations_limit", 0)
+# Programs of tests run for milliseconds: most optimisations take longer than what they save.
+jax.config.update("jax_disable_most_optimizations", True)
 hypothesis.settings.register_profile("bayesmerge", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("bayesmerge")
+
+
+# Files of more than a minute of processor time, the longest first: workers end together.
+LONGEST = ["tutorials", "variational", "numpyro", "ledger", "removal", "modes", "sweeps", "mixture"]
+LONGEST += ["reproduction", "curvature", "shards", "laws", "demo", "draws", "against_scipy"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +38,20 @@ def precision(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """All of XLA's optimisations for a test marked `optimised`, and for fixtures that it makes."""
+    if item.get_closest_marker("optimised") is None:
+        return (yield)
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        return (yield)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+        jax.clear_caches()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def compiled_programs_on_disk() -> Iterator[None]:
     """Those of this process and of the scripts that it starts, each compiled once.
@@ -30,6 +59,7 @@ def compiled_programs_on_disk() -> Iterator[None]:
     Not those of all workers: JAX does not write them atomically.
     """
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         settings = {
             "jax_compilation_cache_dir": folder,
             "jax_persistent_cache_min_compile_time_secs": 0,

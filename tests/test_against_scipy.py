@@ -25,7 +25,7 @@ def scipy_log_prob(case, draws):
 def test_log_prob(case):
     q = case.posterior()
     draws = np.asarray(case.scipy.rvs(size=50, random_state=1))
-    ours = jax.vmap(q.log_prob)(jnp.asarray(draws))
+    ours = jax.jit(jax.vmap(q.log_prob))(jnp.asarray(draws))
     np.testing.assert_allclose(ours, scipy_log_prob(case, draws), rtol=1e-10, atol=1e-10)
 
 
