@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from bayesmerge import schemes
 from bayesmerge.diagnostics import diagnose
 from bayesmerge.families import (
     Beta,
@@ -25,23 +26,15 @@ from bayesmerge.fit import (
     mixture_von,
     von,
 )
+from bayesmerge.gradient_mismatch import mismatch
 from bayesmerge.grid import simplex_grid
-from bayesmerge.influence import influence
+from bayesmerge.leverages import influence
 from bayesmerge.merging import merge, remove
-from bayesmerge.mismatch import mismatch
 from bayesmerge.mixtures import Mixture, Product
 from bayesmerge.previews import Preview, joint_training, preview
 from bayesmerge.priors import ExactPrior
 from bayesmerge.refinement import refine
 from bayesmerge.removal import leave_out
-from bayesmerge.schemes import (
-    average,
-    fisher_average,
-    gradient_matching,
-    hessian_weighted,
-    task_arithmetic,
-    task_removal,
-)
 
 __all__ = [
     "Beta",
@@ -59,14 +52,10 @@ __all__ = [
     "Preview",
     "Product",
     "Target",
-    "average",
     "curvature",
     "diagnose",
     "expand",
     "find_mode",
-    "fisher_average",
-    "gradient_matching",
-    "hessian_weighted",
     "influence",
     "ivon",
     "joint_training",
@@ -78,9 +67,8 @@ __all__ = [
     "preview",
     "refine",
     "remove",
+    "schemes",
     "simplex_grid",
-    "task_arithmetic",
-    "task_removal",
     "von",
 ]
 

@@ -93,8 +93,8 @@ def combined(posteriors: Posteriors, weights: Weights, prior: Any = None) -> Any
         if not isinstance(q, AbstractPosterior):
             raise TypeError(
                 f"posteriors must be posteriors, such as those of `laplace`, and one is a "
-                f"{type(q).__name__}. To merge bare parameters use `average`, `task_arithmetic`, "
-                "`fisher_average` or `gradient_matching`."
+                f"{type(q).__name__}. To merge bare parameters use `schemes.average`, "
+                "`schemes.task_arithmetic` or `schemes.fisher_average`."
             )
     for q in qs[1:]:
         qs[0].layout.require_same(q.layout, "the posteriors to merge")

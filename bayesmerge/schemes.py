@@ -32,7 +32,7 @@ def average(params: Any, weights: Weights) -> IsotropicGaussian:
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
-    >>> bm.average([jnp.array([0.0, 2.0]), jnp.array([4.0, 2.0])], [0.5, 0.5]).mode()
+    >>> bm.schemes.average([jnp.array([0.0, 2.0]), jnp.array([4.0, 2.0])], [0.5, 0.5]).mode()
     Array([2., 2.], dtype=float32)
 
     ```
@@ -59,7 +59,8 @@ def task_arithmetic(params: Any, weights: Weights, base: PyTree) -> IsotropicGau
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
     >>> base = jnp.array([1.0, 1.0])
-    >>> bm.task_arithmetic([jnp.array([2.0, 1.0]), jnp.array([1.0, 3.0])], [1.0, 0.5], base).mode()
+    >>> theta = [jnp.array([2.0, 1.0]), jnp.array([1.0, 3.0])]
+    >>> bm.schemes.task_arithmetic(theta, [1.0, 0.5], base).mode()
     Array([2., 2.], dtype=float32)
 
     ```
@@ -92,7 +93,7 @@ def fisher_average(params: Any, fishers: Any, weights: Weights) -> AbstractGauss
     >>> import jax.numpy as jnp, bayesmerge as bm
     >>> theta = [jnp.array([0.0, 0.0]), jnp.array([1.0, 1.0])]
     >>> fisher = [jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])]
-    >>> bm.fisher_average(theta, fisher, [0.5, 0.5]).mode()
+    >>> bm.schemes.fisher_average(theta, fisher, [0.5, 0.5]).mode()
     Array([0.5 , 0.25], dtype=float32)
 
     ```
@@ -128,7 +129,7 @@ def hessian_weighted(
     >>> import jax.numpy as jnp, bayesmerge as bm
     >>> theta = [jnp.array([0.0, 0.0]), jnp.array([1.0, 1.0])]
     >>> H = [jnp.array([[4.0, 0.0], [0.0, 4.0]]), jnp.array([[4.0, 0.0], [0.0, 28.0]])]
-    >>> bm.hessian_weighted(theta, H, [0.5, 0.5]).mode()
+    >>> bm.schemes.hessian_weighted(theta, H, [0.5, 0.5]).mode()
     Array([0.5  , 0.875], dtype=float32)
 
     ```
@@ -169,7 +170,8 @@ def gradient_matching(
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
     >>> theta, H = [jnp.array([1.0]), jnp.array([2.0])], [jnp.array([1.0]), jnp.array([3.0])]
-    >>> bm.gradient_matching(theta, H, [1.0, 1.0], jnp.array([0.0]), jnp.array([1.0])).mode()
+    >>> base, H_0 = jnp.array([0.0]), jnp.array([1.0])
+    >>> bm.schemes.gradient_matching(theta, H, [1.0, 1.0], base, H_0).mode()
     Array([2.], dtype=float32)
 
     ```
@@ -213,7 +215,7 @@ def task_removal(
 
     ```python
     >>> import jax.numpy as jnp, bayesmerge as bm
-    >>> bm.task_removal(
+    >>> bm.schemes.task_removal(
     ...     jnp.array([2.0]), jnp.array([3.0]), jnp.array([1.0]),
     ...     tuning_precision=jnp.array([1.0]), remaining_precision=jnp.array([4.0]),
     ... ).mode()

@@ -338,14 +338,14 @@ def test_concentrations_that_drown():
 def test_negative_fishers():
     theta = [jnp.array([1.0]), jnp.array([0.0])]
     with pytest.raises(ValueError, match=r"fishers\['0'\] must not be negative.*-1"):
-        bm.fisher_average(theta, [jnp.array([-1.0]), jnp.array([3.0])], [0.5, 0.5])
+        bm.schemes.fisher_average(theta, [jnp.array([-1.0]), jnp.array([3.0])], [0.5, 0.5])
 
 
 def test_things_that_are_not_posteriors_or_targets():
     target = bm.Target(squared, jnp.ones(3))
-    with pytest.raises(TypeError, match="one is a float"):
+    with pytest.raises(TypeError, match="prior is a float"):
         bm.merge([diagonal()], [1.0], 1.0)
-    with pytest.raises(TypeError, match="To merge bare parameters use `average`"):
+    with pytest.raises(TypeError, match=r"To merge bare parameters use `schemes\.average`"):
         bm.merge([jnp.ones(2)], [1.0])
     optimise = importlib.import_module("bayesmerge.fit.optimise")
     with pytest.raises(TypeError, match="target is a function"):

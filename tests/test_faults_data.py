@@ -173,7 +173,7 @@ def test_torch():
     assert total((x, y)) == pytest.approx(TOTAL)
     dataset = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
     assert total(torch.utils.data.DataLoader(dataset, batch_size=2)) == pytest.approx(TOTAL)
-    assert bm.average([{"w": x}, {"w": x}], [0.5, 0.5]).mode()["w"].shape == X.shape
+    assert bm.schemes.average([{"w": x}, {"w": x}], [0.5, 0.5]).mode()["w"].shape == X.shape
 
 
 DATES = pd.date_range("2020", periods=4)
@@ -375,7 +375,7 @@ def test_names_are_one_as_text_everywhere():
     assert named(pd.DataFrame({"b": [1.0], "a": [2.0]}), "params")[0] == ("b", "a")
     thetas = {"a": jnp.zeros(1), "b": jnp.ones(1)}
     fishers = {"b": jnp.array([3.0]), "a": jnp.array([1.0])}
-    assert bm.fisher_average(thetas, fishers, {"b": 0.5, "a": 0.5}).mode()[0] == 0.75
+    assert bm.schemes.fisher_average(thetas, fishers, {"b": 0.5, "a": 0.5}).mode()[0] == 0.75
 
 
 def test_labels_of_previews():
@@ -400,7 +400,10 @@ def test_empty_leaves():
         (q / q**2).mode()
     with pytest.raises(ValueError, match="has no entries"):
         bm.DiagonalGaussian.from_mean_precision(jnp.zeros(0), jnp.zeros(0))
-    assert bm.fisher_average([theta, theta], [one, one], [0.5, 0.5]).mode()["b"].shape == (2, 0)
+    assert bm.schemes.fisher_average([theta, theta], [one, one], [0.5, 0.5]).mode()["b"].shape == (
+        2,
+        0,
+    )
     gamma = bm.Gamma.from_shape_rate(*[{"a": x, "b": jnp.zeros(0)} for x in (2.0, 1.0)])
     with pytest.raises(ValueError, match="smallest natural parameter is -"):
         (gamma**-3.0).log_partition()

@@ -129,23 +129,25 @@ def test_nothing_that_is_not_finite_is_merged_at_any_weight():
     negative = {"w": jnp.array([1.0, -2.0, 1.0])}
     calls = {
         r"params\['1'\].*'\['w'\]', index \(1,\): nan": [
-            lambda: bm.average([good, bad], [1.0, 0.0]),
-            lambda: bm.task_arithmetic([good, bad], [1.0, 0.0], base),
-            lambda: bm.fisher_average([good, bad], [1.0, 1.0], [1.0, 0.0]),
-            lambda: bm.gradient_matching([good, bad], [1.0, 1.0], [1.0, 0.0], base, 1.0),
+            lambda: bm.schemes.average([good, bad], [1.0, 0.0]),
+            lambda: bm.schemes.task_arithmetic([good, bad], [1.0, 0.0], base),
+            lambda: bm.schemes.fisher_average([good, bad], [1.0, 1.0], [1.0, 0.0]),
+            lambda: bm.schemes.gradient_matching([good, bad], [1.0, 1.0], [1.0, 0.0], base, 1.0),
         ],
-        r"base must be finite": [lambda: bm.task_arithmetic([good], [1.0], bad)],
+        r"base must be finite": [lambda: bm.schemes.task_arithmetic([good], [1.0], bad)],
         r"fishers\['1'\] must be finite": [
-            lambda: bm.fisher_average([good, good], [good, bad], [1.0, 0.0])
+            lambda: bm.schemes.fisher_average([good, good], [good, bad], [1.0, 0.0])
         ],
         r"precisions\['1'\] must not be negative.*index \(1,\): -2": [
-            lambda: bm.hessian_weighted([good, good], [good, negative], [0.5, 0.5])
+            lambda: bm.schemes.hessian_weighted([good, good], [good, negative], [0.5, 0.5])
         ],
         r"base_precision must not be negative": [
-            lambda: bm.gradient_matching([good], [1.0], [1.0], base, -1.0)
+            lambda: bm.schemes.gradient_matching([good], [1.0], [1.0], base, -1.0)
         ],
         r"curvature must be finite": [
-            lambda: bm.task_removal(good, bad, base, tuning_precision=1.0, remaining_precision=1.0)
+            lambda: bm.schemes.task_removal(
+                good, bad, base, tuning_precision=1.0, remaining_precision=1.0
+            )
         ],
     }
     q = bm.IsotropicGaussian.from_mean_precision(base, 1.0)
@@ -197,11 +199,13 @@ def test_what_no_task_knows_keeps_the_plain_average(kind, alpha):
             known > 0, np.dot(alpha, F * theta) / np.where(known > 0, known, 1), average
         )
     given = [as_given(f, kind) for f in F]
-    q = bm.fisher_average(list(jnp.asarray(theta)), given, alpha)
+    q = bm.schemes.fisher_average(list(jnp.asarray(theta)), given, alpha)
     np.testing.assert_allclose(q.mode(), expected, rtol=1e-12)
-    batch = bm.fisher_average(list(jnp.asarray(theta)), given, [alpha, alpha])
+    batch = bm.schemes.fisher_average(list(jnp.asarray(theta)), given, [alpha, alpha])
     np.testing.assert_allclose(batch.mode()[1], expected, rtol=1e-12)
-    inside = jax.jit(lambda w: bm.hessian_weighted(list(jnp.asarray(theta)), given, w).mode())
+    inside = jax.jit(
+        lambda w: bm.schemes.hessian_weighted(list(jnp.asarray(theta)), given, w).mode()
+    )
     np.testing.assert_allclose(inside(jnp.asarray(alpha)), expected, rtol=1e-12)
 
 
@@ -210,19 +214,21 @@ def test_matrices_singular_in_one_direction_keep_the_average_along_it():
     theta, alpha = rng.normal(size=(2, 4)), [0.3, 0.9]
     basis = np.linalg.qr(rng.normal(size=(4, 4)))[0][:, :3]
     F = [basis @ np.diag(rng.gamma(2.0, size=3)) @ basis.T for _ in range(2)]
-    found = bm.fisher_average(list(jnp.asarray(theta)), [jnp.asarray(f) for f in F], alpha)
+    found = bm.schemes.fisher_average(list(jnp.asarray(theta)), [jnp.asarray(f) for f in F], alpha)
     np.testing.assert_allclose(found.mode(), limit(theta, F, alpha, 1e-7), atol=1e-5)
 
 
 def test_what_nothing_knows_stays_at_the_base_and_weights_of_sum_zero_have_no_average():
     theta, base = [jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])], jnp.array([9.0, 9.0])
     H = [jnp.array([0.0, 1.0]), jnp.array([0.0, 1.0])]
-    found = bm.gradient_matching(theta, H, [0.5, 0.5], base, 0.0).mode()
+    found = bm.schemes.gradient_matching(theta, H, [0.5, 0.5], base, 0.0).mode()
     np.testing.assert_allclose(found, [9.0, 3.0])
     with pytest.raises(ValueError, match="weights sum to 0"):
-        bm.fisher_average(theta, [jnp.array([0.0, 2.0]), jnp.array([0.0, 1.0])], [1.0, -1.0])
+        bm.schemes.fisher_average(
+            theta, [jnp.array([0.0, 2.0]), jnp.array([0.0, 1.0])], [1.0, -1.0]
+        )
     with pytest.raises(ValueError, match="improper"):
-        bm.fisher_average(theta, [jnp.array([1.0, 1.0])] * 2, [1.0, -2.0])
+        bm.schemes.fisher_average(theta, [jnp.array([1.0, 1.0])] * 2, [1.0, -2.0])
 
 
 def test_factors_of_low_rank_adapters_do_not_average():
@@ -234,12 +240,12 @@ def test_factors_of_low_rank_adapters_do_not_average():
                      "lora_b": jnp.asarray(m["layer.lora_B.weight"])}}
               for m in (first, both)]  # fmt: skip
     with pytest.warns(UserWarning, match="weighted sum of the products BA"):
-        bm.average([first, both], [0.5, 0.5])
+        bm.schemes.average([first, both], [0.5, 0.5])
     with pytest.warns(UserWarning, match="factors of a low-rank adapter"):
-        bm.fisher_average(nested, [1.0, 1.0], [0.5, 0.5])
-    bm.average([first], [1.0])
-    bm.average([first, both], [1.0, 0.0])
-    merged = bm.average([first, other], [0.5, 0.5]).mode()  # one differs: linear, and right
+        bm.schemes.fisher_average(nested, [1.0, 1.0], [0.5, 0.5])
+    bm.schemes.average([first], [1.0])
+    bm.schemes.average([first, both], [1.0, 0.0])
+    merged = bm.schemes.average([first, other], [0.5, 0.5]).mode()  # one differs: linear, and right
 
     def product(m):
         return np.asarray(m["layer.lora_B.weight"]) @ np.asarray(m["layer.lora_A.weight"])
@@ -366,7 +372,7 @@ def models(size, count): return [{'w': jnp.full((8, size), 1.0 + t)} for t in ra
 def run(size):
     theta, fisher = models(size, 2), models(size, 2)
     before = peak()
-    bm.fisher_average(theta, fisher, [0.5, 0.5]).mode()['w'].block_until_ready()
+    bm.schemes.fisher_average(theta, fisher, [0.5, 0.5]).mode()['w'].block_until_ready()
     return peak() - before
 run(8)
 print(run(2_500_000))

@@ -74,13 +74,13 @@ def test_empty_leaves_are_fitted():
 def test_labels_of_parameters_are_not_taken_by_position():
     a, b = pd.Series({"x": 1.0, "y": 2.0}), pd.Series({"y": 4.0, "x": 3.0})
     for call in (
-        lambda: bm.average([a, b], [0.5, 0.5]),
-        lambda: bm.fisher_average([a, a], [a, b], [0.5, 0.5]),
+        lambda: bm.schemes.average([a, b], [0.5, 0.5]),
+        lambda: bm.schemes.fisher_average([a, a], [a, b], [0.5, 0.5]),
         lambda: bm.DiagonalGaussian.from_mean_precision(a, b),
     ):
         with pytest.raises(ValueError, match="the same labels in another order"):
             call()
-    same = bm.average([a, b[["x", "y"]]], [0.5, 0.5]).mode()
+    same = bm.schemes.average([a, b[["x", "y"]]], [0.5, 0.5]).mode()
     np.testing.assert_allclose(same, [2.0, 3.0])
 
 
@@ -97,9 +97,9 @@ def test_other_names_are_no_adapters(recwarn):
         models = [{name: jnp.full((2, 2), float(i)) for name in pair} for i in (1, 2)]
         if warned:
             with pytest.warns(UserWarning, match="factors of a low-rank adapter"):
-                bm.average(models, [0.5, 0.5])
+                bm.schemes.average(models, [0.5, 0.5])
         else:
-            bm.average(models, [0.5, 0.5])
+            bm.schemes.average(models, [0.5, 0.5])
     assert not recwarn.list
 
 

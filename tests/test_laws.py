@@ -203,7 +203,7 @@ def test_posteriors_over_an_equinox_model():
     fisher = jax.tree.map(lambda x: x**2 + 0.1, params)
     q = bm.DiagonalGaussian.from_mean_precision(params, fisher)
     assert_same(q * pickle.loads(pickle.dumps(q)), q**2.0)
-    merged = bm.fisher_average([params, params], [fisher, fisher], [0.5, 0.5])
+    merged = bm.schemes.fisher_average([params, params], [fisher, fisher], [0.5, 0.5])
     assert_same(merged.mode(), params, rtol=1e-6, atol=1e-6)
 
 

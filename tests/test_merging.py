@@ -52,7 +52,7 @@ def test_GM_10_is_the_mode_of_the_product(structure, seed):
     H_bar = H0 + np.einsum("t,tij->ij", alpha, Ht)
     pulls = [a * (H0 + h) @ (t - base) for a, h, t in zip(alpha, Ht, theta, strict=True)]
     printed = base + np.linalg.solve(H_bar, np.sum(pulls, axis=0))
-    scheme = bm.gradient_matching(
+    scheme = bm.schemes.gradient_matching(
         list(jnp.asarray(theta)), given_H[1:], alpha, jnp.asarray(base), given_H[0]
     )
     p0 = bm.FullGaussian.from_mean_precision(jnp.asarray(base), jnp.asarray(H0))
@@ -67,13 +67,13 @@ def test_GM_10_is_the_mode_of_the_product(structure, seed):
 @given(seed=seeds)
 def test_simple_averaging_as_printed(seed):
     theta, _, _, _, alpha = problem(seed, "isotropic")
-    assert_close(bm.average(list(jnp.asarray(theta)), alpha).mode(), alpha @ theta, 1e-13)
+    assert_close(bm.schemes.average(list(jnp.asarray(theta)), alpha).mode(), alpha @ theta, 1e-13)
 
 
 @given(seed=seeds)
 def test_task_arithmetic_as_printed(seed):
     theta, base, _, _, alpha = problem(seed, "isotropic")
-    merged = bm.task_arithmetic(list(jnp.asarray(theta)), alpha, jnp.asarray(base))
+    merged = bm.schemes.task_arithmetic(list(jnp.asarray(theta)), alpha, jnp.asarray(base))
     assert_close(merged.mode(), base + alpha @ (theta - base), 1e-12)
 
 
@@ -86,7 +86,7 @@ def test_fisher_averaging_as_printed(structure, seed):
     printed = sum(
         a * np.linalg.solve(F_bar, f @ t) for a, f, t in zip(alpha, F, theta, strict=True)
     )
-    merged = bm.fisher_average(list(jnp.asarray(theta)), given_F[1:], alpha)
+    merged = bm.schemes.fisher_average(list(jnp.asarray(theta)), given_F[1:], alpha)
     assert_close(merged.mode(), printed, 1e-12)
 
 
@@ -98,14 +98,14 @@ def test_hessian_weighted_merging_as_printed(structure, seed):
     H = H[1:]
     weighted = np.einsum("t,tij,tj->i", alpha, H, theta)
     total = np.einsum("t,tij->ij", alpha, H)
-    merged = bm.hessian_weighted(list(jnp.asarray(theta)), given_H[1:], alpha)
+    merged = bm.schemes.hessian_weighted(list(jnp.asarray(theta)), given_H[1:], alpha)
     assert_close(merged.mode(), np.linalg.solve(total, weighted), 1e-12)
     alpha = alpha / alpha.sum() * 0.7
     total = np.einsum("t,tij->ij", alpha, H)
     weighted = np.einsum("t,tij,tj->i", alpha, H, theta)
     gamma = 1 - alpha.sum()
     prior = bm.IsotropicGaussian.from_mean_precision(jnp.zeros(5), 1.0)
-    merged = bm.hessian_weighted(list(jnp.asarray(theta)), given_H[1:], alpha, prior)
+    merged = bm.schemes.hessian_weighted(list(jnp.asarray(theta)), given_H[1:], alpha, prior)
     corrected = np.linalg.solve(gamma * np.eye(5) + total, weighted)
     assert_close(merged.mode(), corrected, 1e-12)
 
@@ -115,11 +115,11 @@ def test_special_cases_of_GM_10():
     theta, base, _, H, alpha = problem(0, "diagonal")
     theta, base = list(jnp.asarray(theta)), jnp.asarray(base)
     fishers = [jnp.asarray(np.diag(h)) for h in H[1:]]
-    no_curvature = bm.gradient_matching(theta, [0.0, 0.0, 0.0], alpha, base, 1.0)
-    task_arithmetic = bm.task_arithmetic(theta, alpha, base)
+    no_curvature = bm.schemes.gradient_matching(theta, [0.0, 0.0, 0.0], alpha, base, 1.0)
+    task_arithmetic = bm.schemes.task_arithmetic(theta, alpha, base)
     np.testing.assert_allclose(no_curvature.mode(), task_arithmetic.mode(), rtol=1e-12)
-    no_base = bm.gradient_matching(theta, fishers, alpha, base, 0.0)
-    fisher = bm.fisher_average(theta, fishers, alpha)
+    no_base = bm.schemes.gradient_matching(theta, fishers, alpha, base, 0.0)
+    fisher = bm.schemes.fisher_average(theta, fishers, alpha)
     np.testing.assert_allclose(no_base.mode(), fisher.mode(), rtol=1e-12)
 
 
@@ -249,7 +249,7 @@ def test_the_reported_feasible_scale_is_the_largest(structure):
     alpha = np.array([1.0, -2.5, 0.2])
     prior = bm.IsotropicGaussian.from_mean_precision(jnp.zeros(5), 1.5)
     with pytest.raises(ValueError, match="scaling all weights by less than") as error:
-        bm.hessian_weighted(list(jnp.asarray(theta)), given_H[1:], alpha, prior)
+        bm.schemes.hessian_weighted(list(jnp.asarray(theta)), given_H[1:], alpha, prior)
     scale = float(str(error.value).split("less than ")[1].split(" ")[0])
     change = np.einsum("t,tij->ij", alpha, H[1:]) - alpha.sum() * 1.5 * np.eye(5)
     exact = -1.5 / np.linalg.eigvalsh(change)[0]
@@ -257,5 +257,7 @@ def test_the_reported_feasible_scale_is_the_largest(structure):
     reported = float(str(error.value).split("precision is ")[1].split(". ")[0])
     merged = 1.5 * np.eye(5) + change
     np.testing.assert_allclose(reported, np.linalg.eigvalsh(merged)[0], rtol=1e-5)
-    within = bm.hessian_weighted(list(jnp.asarray(theta)), given_H[1:], 0.99 * exact * alpha, prior)
+    within = bm.schemes.hessian_weighted(
+        list(jnp.asarray(theta)), given_H[1:], 0.99 * exact * alpha, prior
+    )
     assert bool(within.is_proper())

@@ -66,7 +66,7 @@ def test_removal_equals_refitting_for_linear_regression(name, fraction, form):
         H0 = np.diag(rng.gamma(2.0, size=len(base)))
         prior = bm.FullGaussian.from_mean_precision(base, jnp.asarray(H0))
         tuned = bm.find_mode(part, prior, method="newton").params
-        without = bm.task_removal(
+        without = bm.schemes.task_removal(
             tuned,
             x[rows].T @ x[rows],
             base,

@@ -166,13 +166,13 @@ halves = {"Ada": 0.5, "Ben": 0.5}
 gaussian = bm.merge(g, ones, prior)
 by_hand = (-1 * 1 * 0 + 5 * (8 / 5) + 3 * (-2 / 3)) / (-1 * 1 + 5 + 3)
 six_readings = (4 * 2 + 2 * (-1)) / (1 + 4 + 2)
-as_printed = bm.hessian_weighted(theta, H, ones).mode()
+as_printed = bm.schemes.hessian_weighted(theta, H, ones).mode()
 
 print(f"merged mean             {gaussian.mode():.6f}   precision {gaussian.precision.value:.1f}")
 print(f"FP-10 with γ, by hand   {by_hand:.6f}")
 print(f"all six readings        {six_readings:.6f}")
 print(f"FP-10 as printed        {as_printed:.6f}   (prior counted twice)")
-print(f"simple average, α = ½   {bm.average(theta, halves).mode():.6f}")
+print(f"simple average, α = ½   {bm.schemes.average(theta, halves).mode():.6f}")
 
 # %% [markdown]
 # ## Adding vectors
@@ -477,8 +477,8 @@ assert scipy.stats.beta(*crowd["without γ"][-1].concentrations).interval(0.95)[
 close(gaussian.mode(), six_readings)
 close(by_hand, six_readings)
 close(as_printed, 6 / 8)
-close(bm.merge(g, halves, prior).mode(), bm.hessian_weighted(theta, H, halves).mode())
-close(bm.average(theta, halves).mode(), (8 / 5 - 2 / 3) / 2)
+close(bm.merge(g, halves, prior).mode(), bm.schemes.hessian_weighted(theta, H, halves).mode())
+close(bm.schemes.average(theta, halves).mode(), (8 / 5 - 2 / 3) / 2)
 line = np.linspace(-8, 10, 20001)
 log_product = sum(scipy.stats.norm(theta[t], H[t] ** -0.5).logpdf(line) for t in theta)
 log_product -= scipy.stats.norm(0, 1).logpdf(line)
@@ -487,7 +487,7 @@ brute /= np.trapezoid(brute, line)
 close(density(gaussian, line), brute, 1e-10)
 close(np.trapezoid(line * brute, line), gaussian.mean(), 1e-10)
 objective = -1 * 0.5 * line**2 + sum(0.5 * (line - theta[t]) ** 2 for t in theta)
-close(line[np.argmin(objective)], bm.average(theta, ones).mode(), line[1] - line[0])
+close(line[np.argmin(objective)], bm.schemes.average(theta, ones).mode(), line[1] - line[0])
 
 # Arrows add, directions are modes.
 close(as_vector(q["Ada"]) + as_vector(q["Ben"]) - as_vector(p0), as_vector(merged))

@@ -173,14 +173,14 @@ mean_fisher = {t: diag_H[t] / len(rows[t]) for t in rows}
 thirds = dict.fromkeys(rows, 1 / 3)
 
 schemes = {
-    "simple average": bm.average(theta, thirds),
-    "task arithmetic": bm.task_arithmetic(theta, ones, base),
-    "Fisher average, means": bm.fisher_average(theta, mean_fisher, ones),
-    "Fisher average, sums": bm.fisher_average(theta, diag_H, ones),
-    "diagonal Hessian": bm.gradient_matching(theta, diag_H, ones, base, delta),
-    "full Hessian, no prior": bm.hessian_weighted(theta, H, ones),
-    "GMA-19 as printed": prior * bm.hessian_weighted(theta, H, ones),
-    "full Hessian": bm.gradient_matching(theta, H, ones, base, delta),
+    "simple average": bm.schemes.average(theta, thirds),
+    "task arithmetic": bm.schemes.task_arithmetic(theta, ones, base),
+    "Fisher average, means": bm.schemes.fisher_average(theta, mean_fisher, ones),
+    "Fisher average, sums": bm.schemes.fisher_average(theta, diag_H, ones),
+    "diagonal Hessian": bm.schemes.gradient_matching(theta, diag_H, ones, base, delta),
+    "full Hessian, no prior": bm.schemes.hessian_weighted(theta, H, ones),
+    "GMA-19 as printed": prior * bm.schemes.hessian_weighted(theta, H, ones),
+    "full Hessian": bm.schemes.gradient_matching(theta, H, ones, base, delta),
 }
 models = {name: np.asarray(p.mode()) for name, p in schemes.items()}
 
@@ -257,7 +257,7 @@ diag2 = {
 joint2 = jnp.asarray(
     Ridge(alpha=delta, fit_intercept=False, solver="cholesky").fit(X[:, pair], y).coef_
 )
-average2 = bm.average(theta2, thirds).mode()
+average2 = bm.schemes.average(theta2, thirds).mode()
 diagonal2 = bm.merge(diag2, ones, prior2).mode()
 
 colors = dict(zip(rows, (BLUE, GREEN, RED), strict=True))

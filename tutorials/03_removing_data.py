@@ -198,7 +198,9 @@ by_tuning, by_negation = {}, {}
 for name, H0 in strengths.items():
     tuning = bm.FullGaussian.from_mean_precision(base, H0)
     tuned = bm.find_mode(least_squares(x[rows], y[rows]), tuning, method="newton").params
-    gma13 = bm.task_removal(tuned, H_t, base, tuning_precision=H0, remaining_precision=H_rest)
+    gma13 = bm.schemes.task_removal(
+        tuned, H_t, base, tuning_precision=H0, remaining_precision=H_rest
+    )
     by_tuning[name] = relative(gma13.mode(), refitted)
     by_negation[name] = relative(2 * base - tuned, refitted)
     print(f"{name:11s} GMA-13 differs from refitting by {by_tuning[name]:.0e}, ", end="")
@@ -360,7 +362,7 @@ sizes = (1, 5, 10, 25, 50, 100, 200, 285)
 ten = range(10)
 TOP = 10
 ways = ["influence", "GMA-13, H₀ = I", "GMA-13, H₀ = H̄", "Newton", "two steps", "Newton, GGN"]
-task_removal = eqx.filter_jit(bm.task_removal)
+task_removal = eqx.filter_jit(bm.schemes.task_removal)
 posterior = {
     m: priors[m] * bm.expand(losses(models[m], everything), bases[m], curvature="hessian")
     for m in models

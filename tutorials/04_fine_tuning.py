@@ -269,9 +269,9 @@ curves = {
     "joint training": [base, *(jointly(s, m) for s, m in zip(scales[1:], full[1:], strict=True))],
     "GM-10, full": list(full),
     "GM-10, diagonal": list(
-        bm.gradient_matching(theta, diagonals, alphas, base, diagonal_base).mode()
+        bm.schemes.gradient_matching(theta, diagonals, alphas, base, diagonal_base).mode()
     ),
-    "task arithmetic": list(bm.task_arithmetic(theta, alphas, base).mode()),
+    "task arithmetic": list(bm.schemes.task_arithmetic(theta, alphas, base).mode()),
 }
 both = bm.JointTarget(tasks, ones)
 accuracy = {
@@ -314,11 +314,13 @@ numbers = {t: jnp.mean(d) for t, d in diagonals.items()}
 extremes = np.array([[4.0, 4.0], [100.0, 100.0]])
 at_extremes = {
     "GM-10, full": bm.merge(q, extremes, p0),
-    "GM-10, diagonal": bm.gradient_matching(theta, diagonals, extremes, base, diagonal_base),
-    "GM-10, isotropic": bm.gradient_matching(
+    "GM-10, diagonal": bm.schemes.gradient_matching(
+        theta, diagonals, extremes, base, diagonal_base
+    ),
+    "GM-10, isotropic": bm.schemes.gradient_matching(
         theta, numbers, extremes, base, jnp.mean(diagonal_base)
     ),
-    "task arithmetic": bm.task_arithmetic(theta, extremes, base),
+    "task arithmetic": bm.schemes.task_arithmetic(theta, extremes, base),
 }
 far = {
     name: [np.mean(list(accuracies(m).values())) for m in merged_far.mode()]
@@ -360,7 +362,7 @@ mean_of = {name: np.mean(list(accuracies(m).values())) for name, m in models.ite
 # Theorem 1, both halves, and the term that misprint 5 drops.
 objective = jax.grad(lambda x: sum(tasks[t].total(x) for t in tasks) - p0.log_density(x))
 assert np.linalg.norm(objective(joint)) < 1e-9 * np.linalg.norm(H0 @ moved["left"])
-scheme = bm.gradient_matching(theta, H, ones, base, H0).mode()
+scheme = bm.schemes.gradient_matching(theta, H, ones, base, H0).mode()
 for same in (by_hand, with_term, scheme):
     assert np.linalg.norm(same - merged.mode()) < 1e-9 * np.linalg.norm(base - joint)
 assert balance < 1e-9

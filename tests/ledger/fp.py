@@ -73,7 +73,7 @@ def fp_2():
             "the minimum, by scipy", s.title, lowest(objective, average.size), average, within=1e-8
         )
         yield stationary("gradient there", s.title, objective, average)
-        scheme = bm.average(list(map(jnp.asarray, s.thetas)), s.alpha).mode()
+        scheme = bm.schemes.average(list(map(jnp.asarray, s.thetas)), s.alpha).mode()
         yield equal("`average`", s.title, scheme, average)
 
 
@@ -104,7 +104,7 @@ def fp_3():
         )
         yield stationary("gradient there", s.title, objective, expected)
         thetas = list(map(jnp.asarray, s.thetas))
-        scheme = bm.task_arithmetic(thetas, s.alpha, jnp.asarray(s.base)).mode()
+        scheme = bm.schemes.task_arithmetic(thetas, s.alpha, jnp.asarray(s.base)).mode()
         yield equal("`task_arithmetic`", s.title, scheme, expected)
 
 
@@ -431,7 +431,10 @@ def fp_10():
         )
         thetas = list(map(jnp.asarray, s.thetas))
         yield equal(
-            "`hessian_weighted`", s.title, bm.hessian_weighted(thetas, H, alpha).mode(), printed
+            "`hessian_weighted`",
+            s.title,
+            bm.schemes.hessian_weighted(thetas, H, alpha).mode(),
+            printed,
         )
         yield equal(
             "`merge`, with p_0 and γ = 0",

@@ -260,7 +260,7 @@ def gm_10():
         ]
         printed = s.base + solve(H_bar, sum(pulls))
         thetas = list(map(jnp.asarray, s.thetas))
-        scheme = bm.gradient_matching(thetas, H, s.alpha, jnp.asarray(s.base), s.H0)
+        scheme = bm.schemes.gradient_matching(thetas, H, s.alpha, jnp.asarray(s.base), s.H0)
         yield equal("`gradient_matching` as printed", s.title, scheme.mode(), printed)
         yield equal(
             "p_0^γ Π q_t^α as printed",
@@ -269,7 +269,7 @@ def gm_10():
             printed,
         )
         none = [0 * h for h in H]
-        flat = bm.gradient_matching(thetas, none, s.alpha, jnp.asarray(s.base), s.H0)
+        flat = bm.schemes.gradient_matching(thetas, none, s.alpha, jnp.asarray(s.base), s.H0)
         yield equal("H_t = 0: task arithmetic", s.title, flat.mode(), task_arithmetic(s))
         if problem == "least squares":
             yield equal("the joint solution", s.title, printed, s.joint)
@@ -293,8 +293,8 @@ def gm_10():
     s = fine_tuned("logistic")
     H = [s.hessian(t, s.thetas[t]) + 1e-3 * np.eye(s.base.size) for t in range(2)]
     thetas, base = list(map(jnp.asarray, s.thetas)), jnp.asarray(s.base)
-    without = bm.gradient_matching(thetas, H, s.alpha, base, 0 * s.H0).mode()
-    fisher = bm.fisher_average(thetas, H, s.alpha).mode()
+    without = bm.schemes.gradient_matching(thetas, H, s.alpha, base, 0 * s.H0).mode()
+    fisher = bm.schemes.fisher_average(thetas, H, s.alpha).mode()
     pulls = sum(a * h @ theta for a, h, theta in zip(s.alpha, H, s.thetas, strict=True))
     printed = solve(s.alpha[0] * H[0] + s.alpha[1] * H[1], pulls)
     yield equal("H_0 = 0: GM-10 is Fisher averaging", s.title, without, printed)
@@ -321,7 +321,7 @@ def gm_figure_2():
         alpha = scale * np.ones(2)
         H = [bm.curvature(q, x, "ggn") for q, x in zip(s.losses, thetas, strict=True)]
         straight = s.base + alpha @ (np.stack(s.thetas) - s.base)
-        matched = bm.gradient_matching(thetas, H, alpha, jnp.asarray(s.base), s.H0).mode()
+        matched = bm.schemes.gradient_matching(thetas, H, alpha, jnp.asarray(s.base), s.H0).mode()
         base = float(loss.total(jnp.asarray(s.base)))
         yield between(
             "loss of task arithmetic at s = 6, over that of the base",

@@ -292,7 +292,7 @@ def gma_13():
     half the weight to remove, and half the distance of fine-tuning, the error is a quarter."""
     for problem in ALL:
         r = removal(problem)
-        scheme = bm.task_removal(
+        scheme = bm.schemes.task_removal(
             jnp.asarray(r.tuned),
             r.Ht,
             jnp.asarray(r.base),
@@ -381,7 +381,7 @@ def gma_16():
         base = solve(X.T @ X + 0.5 * np.eye(11), X.T @ y)
         Ht, H_rest = X[gone].T @ X[gone], rest.T @ rest + 0.5 * np.eye(11)
         tuned = solve(H0 + Ht, H0 @ base + X[gone].T @ y[gone])
-        found = bm.task_removal(
+        found = bm.schemes.task_removal(
             jnp.asarray(tuned),
             Ht,
             jnp.asarray(base),

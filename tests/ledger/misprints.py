@@ -317,7 +317,9 @@ def misprint_11():
         gamma = 1 - s.alpha.sum()
         total = sum(a * h for a, h in zip(s.alpha, H, strict=True))
         pulls = sum(a * h @ theta for a, h, theta in zip(s.alpha, H, s.thetas, strict=True))
-        weighted = bm.hessian_weighted(list(map(jnp.asarray, s.thetas)), H, s.alpha, s.prior)
+        weighted = bm.schemes.hessian_weighted(
+            list(map(jnp.asarray, s.thetas)), H, s.alpha, s.prior
+        )
         corrected = solve(gamma * np.eye(s.base.size) + total, pulls)
         yield differs("printed, γ = −0.3", s.title, solve(total, pulls), merged, by=1e-3)
         yield equal("corrected", s.title, corrected, merged)
