@@ -194,4 +194,4 @@ def test_groups_are_named_by_patterns():
     with pytest.raises(ValueError, match=r"precision\[1\] has shape"):
         bm.BlockGaussian.from_mean_precision(theta, [jnp.eye(4), jnp.eye(2), jnp.eye(2)])
     with pytest.raises(TypeError, match="precision is blocks, and it must be full"):
-        bm.FullGaussian.from_mean_precision(theta, q.precision)
+        bm.FullGaussian._from_mean_precision(theta, q.precision, bm.FullGaussian.structure)

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 import bayesmerge as bm
 from bayesmerge.checkpoints import load, save
-from bayesmerge.families import Layout
+from bayesmerge.families import Layout, ScalarPrecision
 
 
 def same(p, q):
@@ -104,7 +104,7 @@ def test_any_parameters_and_any_names(theta, names, tmp_path_factory):
     precision = np.asarray(2.0, jnp.result_type(*jax.tree.leaves(theta)))
     layout = Layout.of(theta)
     posterior = bm.IsotropicGaussian(
-        jax.tree.map(jnp.asarray, theta), jnp.asarray(precision), layout
+        jax.tree.map(jnp.asarray, theta), ScalarPrecision(jnp.asarray(precision), layout)
     )
     saved = there_and_back(folder, dict.fromkeys(names, posterior), posterior)
     assert list(saved.posteriors) == names

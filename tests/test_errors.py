@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import bayesmerge as bm
+from bayesmerge.priors import as_prior
 
 curvature_module = importlib.import_module("bayesmerge.fit.curvature")
 
@@ -308,7 +309,7 @@ def stack(*members):
 
 def test_batches_name_the_member_that_fails():
     batch = stack(diagonal(), diagonal() ** -1.0)
-    with pytest.raises(ValueError, match=r"member 1 of the batch: .*smallest precision is -2"):
+    with pytest.raises(ValueError, match=r"member 1 of the batch: .*smallest entry is -2"):
         batch.mode()
     with pytest.raises(ValueError, match=r"shapes are \(2,\) and \(3,\)"):
         batch * stack(*[diagonal()] * 3)
@@ -344,7 +345,7 @@ def test_negative_fishers():
 def test_things_that_are_not_posteriors_or_targets():
     target = bm.Target(squared, jnp.ones(3))
     with pytest.raises(TypeError, match="prior is a float"):
-        bm.merge([diagonal()], [1.0], 1.0)
+        as_prior(1.0)
     with pytest.raises(TypeError, match=r"To merge bare parameters use `schemes\.average`"):
         bm.merge([jnp.ones(2)], [1.0])
     optimise = importlib.import_module("bayesmerge.fit.optimise")

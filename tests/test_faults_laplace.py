@@ -347,7 +347,7 @@ def test_early_stopped_models_warn_alike_and_the_gradient_can_be_kept(fitted):
     params = {n: jnp.array(p) for n, p in params.items()}
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("default")
-        early = {n: bm.laplace(t, params=params[n]) for n, t in targets.items()}
+        early = {n: bm.laplace(t, prior, params=params[n]) for n, t in targets.items()}
     (message,) = {str(warning.message) for warning in seen}  # alike, so Python shows it once a line
     assert "more than 0.2 posterior standard deviations" in message
     assert "prior * expand(target, params)" in message
@@ -358,9 +358,9 @@ def test_early_stopped_models_warn_alike_and_the_gradient_can_be_kept(fitted):
 
 
 def test_a_point_far_beyond_all_models_is_told(fitted):
-    targets, _, _ = fitted
+    targets, _, prior = fitted
     with pytest.warns(UserWarning, match="towards is 2e.30 posterior standard deviations"):
-        bm.laplace(targets["a"], towards=jnp.array(1e30))
+        bm.laplace(targets["a"], prior, towards=jnp.array(1e30))
 
 
 @pytest.mark.slow

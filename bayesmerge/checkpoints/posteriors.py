@@ -244,6 +244,11 @@ def _fields(q: Any) -> dict[str, Any]:
     return {field: getattr(q, field) for field in CONJUGATE[type(q)]}
 
 
+def _frozen(option: Any) -> Any:
+    """Tuples, which JSON makes lists."""
+    return tuple(map(_frozen, option)) if isinstance(option, (list, tuple)) else option
+
+
 def _field(name: str, q: Any) -> Any:
     return _fields(q)[name]
 
@@ -253,7 +258,8 @@ def _like(family: Any, theta: Any, options: dict[str, Any]) -> Any:
     layout = Layout.of(theta)
     if family in CONJUGATE:
         return family(**dict.fromkeys(CONJUGATE[family], theta), layout=layout)
-    structure = type(family.structure)(**options).over(layout)
+    frozen = {name: _frozen(option) for name, option in options.items()}
+    structure = type(family.structure)(**frozen).over(layout)
     precision = jax.eval_shape(lambda x: structure.outer(x, x, layout), theta)
     return gaussian(theta, precision)
 
