@@ -462,11 +462,11 @@ def test_numbers_that_are_not_finite_are_named(tmp_path, two):
 
 
 def test_exact_priors_are_refused_with_what_to_save(tmp_path, two):
-    prior = bm.Target(lambda theta, _: jnp.sum(theta)[None], jnp.ones(1))
+    prior = bm.ExactPrior(jnp.sum, two["a"].mode())
     tilted = Tilted(two["a"], prior, two["b"])
     with pytest.raises(TypeError, match=r"Tilted.*`factor` and `near`"):
         save(tmp_path / "q.safetensors", {"a": tilted})
-    with pytest.raises(TypeError, match=r"prior is a Target.*pass it to `merge`"):
+    with pytest.raises(TypeError, match=r"prior is a ExactPrior.*pass it to `merge`"):
         save(tmp_path / "q.safetensors", two, prior)
 
 

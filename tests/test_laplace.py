@@ -63,11 +63,11 @@ def test_posterior_is_mode_and_curvature_plus_prior(cancer, structure):
     mode = bm.find_mode(target_of(x, y), prior, method="newton").params
     # diagonal and isotropic fits search by L-BFGS alone
     np.testing.assert_allclose(q.mode(), mode, rtol=1e-3, atol=1e-4)
-    H = jax.hessian(target_of(x, y).total)(q.mode())
+    H = np.asarray(jax.jit(jax.hessian(target_of(x, y).total))(q.mode()))
     expected = {
-        "full": H + 2 * jnp.eye(30),
-        "diagonal": jnp.diag(H) + 2,
-        "isotropic": jnp.trace(H) / 30 + 2,
+        "full": H + 2 * np.eye(30),
+        "diagonal": np.diag(H) + 2,
+        "isotropic": np.trace(H) / 30 + 2,
     }[structure]
     np.testing.assert_allclose(q.precision.value, expected, rtol=1e-9, atol=1e-9)
 
@@ -80,8 +80,8 @@ def test_likelihood_factor_keeps_its_linear_term(cancer):
     q = bm.laplace(target, prior)
     factor = bm.laplace(target, prior, include_prior=False)
     theta = q.mode()
-    H = jax.hessian(target.total)(theta)
-    gradient = jax.grad(target.total)(theta)
+    H = np.asarray(jax.jit(jax.hessian(target.total))(theta))
+    gradient = np.asarray(jax.jit(jax.grad(target.total))(theta))
     np.testing.assert_allclose(factor.linear, H @ theta - gradient, rtol=1e-8, atol=1e-8)
     assert np.abs(factor.linear - H @ theta).max() > 1
     for mine, quotient in zip(jax.tree.leaves(factor), jax.tree.leaves(q / prior), strict=True):
@@ -107,10 +107,16 @@ def test_an_optimiser_that_stops_early_says_how_far_it_is(cancer):
     with pytest.warns(bm.ConvergenceWarning, match="after 2 steps") as seen:
         q = bm.laplace(target_of(x, y), isotropic_prior(30), structure="diagonal", max_steps=2)
     reported = float(str(seen[0].message).split("are ")[1].split(" ")[0])
+<<<<<<< HEAD
     objective_gradient = jax.grad(lambda w: target_of(x, y).total(w) + 0.5 * jnp.sum(w**2))(
         q.mode()
     )
     distance = jnp.sqrt(jnp.mean(objective_gradient**2 / q.precision.value))
+=======
+    objective = lambda w: target_of(x, y).total(w) + 0.5 * jnp.sum(w**2)  # noqa: E731
+    objective_gradient = np.asarray(jax.jit(jax.grad(objective))(q.mode()))
+    distance = np.sqrt(np.mean(objective_gradient**2 / q.precision))
+>>>>>>> suite
     # the message shows two digits
     np.testing.assert_allclose(reported, distance, rtol=0.1)
 
@@ -188,7 +194,7 @@ def test_pytrees_and_a_network_from_a_start():
     q = bm.laplace(target, prior, start=start)
     assert isinstance(q, bm.FullGaussian)
     assert jax.tree.structure(q.mode()) == jax.tree.structure(start)
-    gradient = jax.grad(lambda p: target.total(p) - prior.log_density(p))(q.mode())
+    gradient = jax.jit(jax.grad(lambda p: target.total(p) - prior.log_density(p)))(q.mode())
     assert np.linalg.norm(ravel_pytree(gradient)[0]) < 1e-6
 
 
@@ -212,8 +218,8 @@ def test_joint_training_is_stationary_for_the_weighted_loss(cancer):
     prior = isotropic_prior(30)
     joint = bm.JointTarget(tasks, {"a": 0.3, "b": 1.4})
     theta = bm.find_mode(joint, prior, method="newton").params
-    gradient = 0.3 * jax.grad(tasks["a"].total)(theta) + 1.4 * jax.grad(tasks["b"].total)(theta)
-    np.testing.assert_allclose(gradient + theta, 0, atol=1e-9)
+    slope = jax.jit(jax.grad(lambda w: 0.3 * tasks["a"].total(w) + 1.4 * tasks["b"].total(w)))
+    np.testing.assert_allclose(np.asarray(slope(theta)) + theta, 0, atol=1e-9)
 
 
 def test_float32_under_either_setting(cancer):

@@ -28,7 +28,8 @@ def test_whole_exponents_multiply_out():
     expanded = product.expand()
     assert expanded.num_components == 3 * 3 * 2
     points = jnp.asarray(np.random.default_rng(2).normal(size=(50, 2)) * 3)
-    gap = jax.vmap(expanded.log_prob)(points) - jax.vmap(product.log_density)(points)
+    gap = np.asarray(jax.jit(jax.vmap(expanded.log_prob))(points))
+    gap = gap - np.asarray(jax.jit(jax.vmap(product.log_density))(points))
     np.testing.assert_allclose(gap - gap[0], 0, atol=1e-11)
     assert float(expanded.weights.sum()) == pytest.approx(1.0, abs=1e-12)
     best = product.maxima().log_density[0] + gap[0]
@@ -47,7 +48,7 @@ def test_draws_of_products_have_their_distribution(exponents):
     prior = bm.IsotropicGaussian.from_mean_precision(jnp.zeros(1), 0.05)
     product = bm.Product([mixture(3, 4, 1), mixture(4, 3, 1), prior], jnp.array(exponents))
     grid = np.linspace(-15, 15, 30_001)
-    log = np.asarray(jax.lax.map(product.log_density, jnp.asarray(grid)[:, None]))
+    log = np.asarray(jax.jit(jax.vmap(product.log_density))(jnp.asarray(grid)[:, None]))
     cumulative = scipy.integrate.cumulative_trapezoid(np.exp(log - log.max()), grid, initial=0)
     draws = np.sort(product.sample(jax.random.key(0), 20_000)[:, 0])
     found = np.interp(draws, grid, cumulative / cumulative[-1])
@@ -68,17 +69,22 @@ def test_draws_have_shapes_and_keys():
 def test_the_curvature_at_a_mode_is_the_second_derivative():
     prior = bm.IsotropicGaussian.from_mean_precision(jnp.zeros(2), 0.2)
     product = bm.merge([mixture(5, 4), mixture(6, 3)], [0.7, 0.9], prior)
+    second = jax.jit(jax.hessian(product.log_density))
     for theta in product.maxima().distinct().params:
-        hessian = -jax.hessian(product.log_density)(theta)
+        hessian = -np.asarray(second(theta))
         q = product.laplace(theta)
         np.testing.assert_allclose(q.precision.value, hessian, atol=1e-11)
         np.testing.assert_allclose(q.mode(), theta, atol=1e-11)
         narrow = product.laplace(theta, structure="diagonal")
+<<<<<<< HEAD
         np.testing.assert_allclose(narrow.precision.value, jnp.diag(hessian), atol=1e-11)
+=======
+        np.testing.assert_allclose(narrow.precision, np.diag(hessian), atol=1e-11)
+>>>>>>> suite
     make = jax.vmap(bm.DiagonalGaussian.from_mean_precision)
     apart = bm.Mixture([0.5, 0.5], make(jnp.array([[-2.0, 0.0], [2.0, 0.0]]), jnp.ones((2, 2))))
     assert isinstance((apart**0.5).laplace(), bm.DiagonalGaussian)
-    hessian = -jax.hessian(apart.log_density)(apart.mode())
+    hessian = -np.asarray(jax.jit(jax.hessian(apart.log_density))(apart.mode()))
     found = (apart**1.0).laplace(structure="full")
     np.testing.assert_allclose(found.precision.value, hessian, atol=1e-7)
     with pytest.raises(ValueError, match="so these are no maximum"):
@@ -88,16 +94,20 @@ def test_the_curvature_at_a_mode_is_the_second_derivative():
         coins.laplace()
 
 
-@pytest.mark.parametrize("case", FAMILIES, ids=repr)
+# Newton's line search stops where rounding hides a fall, at 1e-8 without optimisations.
+GAMMA = [
+    pytest.param(case, marks=pytest.mark.optimised) for case in FAMILIES if "gamma" in case.name
+]
+OTHERS = [case for case in FAMILIES if "gamma" not in case.name]
+
+
+@pytest.mark.parametrize("case", [*OTHERS, *GAMMA], ids=repr)
 def test_the_nearest_member_has_the_same_moments(case):
     rng = np.random.default_rng(0)
     q = bm.Mixture(rng.dirichlet(np.ones(3)), [case.make(rng) for _ in range(3)])
-    nearest = q.collapse()
-    for found, each in zip(
-        jax.tree.leaves(nearest.expected_statistics()),
-        jax.tree.leaves(q.components.expected_statistics()),
-        strict=True,
-    ):
+    statistics = jax.jit(lambda q: q.expected_statistics())
+    nearest, components = statistics(q.collapse()), statistics(q.components)
+    for found, each in zip(jax.tree.leaves(nearest), jax.tree.leaves(components), strict=True):
         np.testing.assert_allclose(found, np.tensordot(q.weights, each, 1), rtol=1e-9, atol=1e-9)
 
 

@@ -58,19 +58,27 @@ def test_prior_and_likelihood_are_numpyros_joint(name):
     model = bound(name)
     theta = somewhere(model)
     seeded = handlers.seed(ZOO[name].model, 0)
-    energy = potential_energy(seeded, ZOO[name].whole(), {}, theta)
-    np.testing.assert_allclose(
-        model.log_prior(theta) + model.log_likelihood(theta), -energy, rtol=1e-12
-    )
+
+    @jax.jit
+    def both(theta):
+        energy = potential_energy(seeded, ZOO[name].whole(), {}, theta)
+        return model.log_prior(theta) + model.log_likelihood(theta), -energy
+
+    np.testing.assert_allclose(*both(theta), rtol=1e-12)
 
 
 @some_models
 def test_likelihood_is_that_of_the_observations(name):
     model = bound(name)
     theta = somewhere(model, 1)
-    values = {n: x[None] for n, x in model.constrain(theta).items()}
-    theirs = log_likelihood(ZOO[name].model, values, *ZOO[name].whole(), parallel=True)
-    ours = model.log_likelihoods(theta)
+
+    @jax.jit
+    def both(theta):
+        values = {n: x[None] for n, x in model.constrain(theta).items()}
+        theirs = log_likelihood(ZOO[name].model, values, *ZOO[name].whole(), parallel=True)
+        return model.log_likelihoods(theta), theirs
+
+    ours, theirs = both(theta)
     assert ours.keys() == theirs.keys()
     for site, log_p in ours.items():
         np.testing.assert_allclose(log_p, theirs[site][0], rtol=1e-9, atol=1e-12)
@@ -79,10 +87,13 @@ def test_likelihood_is_that_of_the_observations(name):
 @some_models
 def test_constrained_values_come_back(name):
     model = bound(name)
-    thetas = jax.tree.map(lambda *x: jnp.stack(x), *(somewhere(model, s) for s in range(3)))
-    values = [model.constrain(jax.tree.map(lambda x, s=s: x[s], thetas)) for s in range(3)]
-    back = model.unconstrain({n: jnp.stack([v[n] for v in values]) for n in values[0]})
-    for site, z in thetas.items():
+    thetas = [somewhere(model, seed) for seed in range(3)]
+    constrain = jax.jit(lambda theta: model.constrain(theta))
+    values = [constrain(theta) for theta in thetas]
+    values = {n: jnp.asarray(np.stack([v[n] for v in values])) for n in values[0]}
+    back = jax.jit(lambda values: model.unconstrain(values))(values)
+    for site in back:
+        z = np.stack([theta[site] for theta in thetas])
         np.testing.assert_allclose(back[site], z, rtol=1e-7, atol=1e-9)
 
 
@@ -157,9 +168,13 @@ def scalar_and_vector():
     return Layout.of({"a": jnp.zeros(()), "b": jnp.zeros(2)})
 
 
+def joint(a, b, theta):
+    return a.log_prob(theta["a"]) + jnp.sum(b.log_prob(theta["b"]))
+
+
 def in_coordinates(*distributions):
-    a, b = distributions
-    return lambda theta: a.log_prob(theta["a"]) + jnp.sum(b.log_prob(theta["b"]))
+    """Other numbers in the same distributions cost no compilation."""
+    return eqx.Partial(joint, *jax.tree.map(jnp.asarray, distributions))
 
 
 @pytest.mark.parametrize("loc", [0.0, -3.0, 1e4])
@@ -299,10 +314,16 @@ def test_posterior_becomes_the_prior_of_the_next_model(name):
     root = rng.normal(size=(model.layout.size, model.layout.size + 3))
     q = bm.FullGaussian.from_mean_precision(theta, jnp.asarray(root @ root.T))
     again = Model(replace_prior(ZOO[name].model, q), *ZOO[name].whole())
+
+    @jax.jit
+    def pairs(at):
+        likelihoods = again.log_likelihood(at), model.log_likelihood(at)
+        return (again.log_prior(at), q.log_prob(at)), likelihoods
+
     for seed in range(3):
-        at = somewhere(model, seed)
-        np.testing.assert_allclose(again.log_prior(at), q.log_prob(at), rtol=1e-9)
-        np.testing.assert_allclose(again.log_likelihood(at), model.log_likelihood(at), rtol=1e-12)
+        priors, likelihoods = pairs(somewhere(model, seed))
+        np.testing.assert_allclose(*priors, rtol=1e-9)
+        np.testing.assert_allclose(*likelihoods, rtol=1e-12)
     back = again.gaussian_prior()
     np.testing.assert_allclose(back.precision.value, q.precision.value, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(
@@ -599,7 +620,7 @@ def test_squared_gradients_of_a_model():
     def losses(vector):
         return -target.model.log_likelihoods(layout.unravel(vector))["y"]
 
-    J = jax.jacrev(losses)(layout.ravel(theta))
+    J = np.asarray(jax.jit(jax.jacrev(losses))(layout.ravel(theta)))
     np.testing.assert_allclose(bm.curvature(target, theta, "squared_gradients"), J.T @ J)
 
 

@@ -42,7 +42,7 @@ datasets = pytest.mark.parametrize("name", ["diabetes", "stackloss", "ccard"])
 
 
 @datasets
-@pytest.mark.parametrize("fraction", [None, 0.1, 0.5])
+@pytest.mark.parametrize("fraction", [None, 0.5])
 @pytest.mark.parametrize("form", ["leave_out", "cg", "hessian", "quotient", "tuned"])
 def test_removal_equals_refitting_for_linear_regression(name, fraction, form):
     x, y = regression(name)
@@ -153,7 +153,7 @@ def test_every_way_to_remove_a_row_of_a_network_agrees(network, kind, method):
 
     row = jax.tree.map(lambda x: x[77:78], target.data)
     part = bm.Target.supervised(mlp, "categorical", row)
-    rest = jax.tree.map(lambda x: jnp.delete(x, 77, axis=0), target.data)
+    rest = jax.tree.map(lambda x: jnp.asarray(np.delete(x, 77, axis=0)), target.data)
     rest = bm.Target.supervised(mlp, "categorical", rest)
     H = bm.curvature(rest if method == "newton" else target, params, kind) + np.eye(40)
     gradient = flat(part.value_and_gradient(params)[1])

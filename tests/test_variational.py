@@ -212,7 +212,7 @@ def test_von_says_what_is_wrong():
 def density_error(q, log_density, grid):
     """½∫|q − p| on an even grid of one or two dimensions."""
     p = np.exp(log_density - log_density.max())
-    found = np.exp(np.asarray(jax.lax.map(q.log_prob, jnp.asarray(grid))))
+    found = np.exp(np.asarray(jax.jit(jax.vmap(q.log_prob))(jnp.asarray(grid))))
     return 0.5 * np.abs(found / found.sum() - p / p.sum()).sum()
 
 
@@ -253,7 +253,7 @@ def test_a_mixture_recovers_three_modes(curvature):
     )
     axis = np.linspace(-8, 8, 161)
     grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
-    truth = -np.asarray(jax.lax.map(target.total, jnp.asarray(grid)))
+    truth = -np.asarray(jax.jit(jax.vmap(target.total))(jnp.asarray(grid)))
     assert density_error(q, truth, grid) < 0.06
 
 
@@ -410,6 +410,7 @@ def test_natural_gradients_say_what_is_wrong():
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_better_posteriors_preview_better():
     """Three separable pairs of digits under a weak prior: full Laplace, VON and mixture come nearer
     to joint training in this order."""
@@ -418,11 +419,11 @@ def test_better_posteriors_preview_better():
     pairs = [(3, 8), (4, 9), (1, 7)]
     tests, targets = [], []
     for a, b in pairs:
-        mine = np.flatnonzero(np.isin(y, (a, b)))
+        mine = np.flatnonzero(np.isin(y, (a, b)))[:350]  # as many of each: one program for all
         data = jnp.asarray(x[mine]), jnp.asarray(y[mine] == b, float)
         targets.append(bm.Target.supervised(linear, "bernoulli", (data[0][70:], data[1][70:])))
         tests.append((data[0][:70], data[1][:70]))
-    prior, weights = isotropic(np.zeros(65), 0.1), bm.simplex_grid(3, 0.1)
+    prior, weights = isotropic(np.zeros(65), 0.1), bm.simplex_grid(3, 0.2)
 
     def accuracy(w):
         return jnp.mean(jnp.stack([jnp.mean((x @ w > 0) == (y > 0.5)) for x, y in tests]))

@@ -79,7 +79,7 @@ def equal(what: str, problem: str, actual, expected, within: float = 1e-10, scal
 
 def stationary(what: str, problem: str, objective: Callable, at, scale=None) -> Check:
     """The gradient of `objective` by automatic differentiation, relative to `at` or to `scale`."""
-    gradient = np.asarray(jax.grad(objective)(jnp.asarray(at)))
+    gradient = np.asarray(jax.jit(jax.grad(objective))(jnp.asarray(at)))
     return equal(what, problem, gradient, 0 * gradient, scale=at if scale is None else scale)
 
 

@@ -39,10 +39,11 @@ def fp_1():
 
 def lowest(objective, size):
     """argmin of a quadratic by scipy, knowing nothing of what it is."""
+    value = jax.jit(objective)
     found = scipy.optimize.minimize(
-        lambda x: float(objective(jnp.asarray(x))),
+        lambda x: float(value(jnp.asarray(x))),
         np.zeros(size),
-        jac=jax.grad(objective),
+        jac=jax.jit(jax.grad(objective)),
         method="BFGS",
         options={"gtol": 1e-12},
     )
@@ -289,7 +290,7 @@ def fp_7():
         return expected + divergence
 
     factor = jnp.linalg.cholesky(q.covariance())
-    slopes = jax.grad(objective, argnums=(0, 1))(q.mean(), factor)
+    slopes = jax.jit(jax.grad(objective, argnums=(0, 1)))(q.mean(), factor)
     slopes = np.concatenate([slopes[0], np.tril(slopes[1]).ravel()])
     scale = np.linalg.inv(np.asarray(factor))
     yield equal(
@@ -653,7 +654,9 @@ def fp_algorithm_1():
         single, _ = m.climb(centre, 3000)
         yield equal(f"α = {alpha.round(2)}", title, end, single)
     mixtures, starts = m.mixtures, jnp.asarray(centre)[None]
-    modes = jax.vmap(lambda a: bm.merge(mixtures, a).mode(starts=starts))(jnp.asarray(alphas))
+    modes = jax.jit(jax.vmap(lambda a: bm.merge(mixtures, a).mode(starts=starts)))(
+        jnp.asarray(alphas)
+    )
     yield equal("`mode` under `vmap`, the same start", title, modes, theta)
     blends = []
     for alpha in every:

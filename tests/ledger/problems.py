@@ -159,7 +159,7 @@ def fine_tuned(problem: str, stiffness: float = 1.0, alpha=(0.7, 1.1)) -> Settin
 
 def gradient_of(function, theta) -> np.ndarray:
     """By automatic differentiation, away from the library."""
-    return np.asarray(jax.grad(function)(jnp.asarray(theta)))
+    return np.asarray(jax.jit(jax.grad(function))(jnp.asarray(theta)))
 
 
 def half_square(difference, H):
