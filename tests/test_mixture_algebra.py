@@ -76,11 +76,7 @@ def test_the_curvature_at_a_mode_is_the_second_derivative():
         np.testing.assert_allclose(q.precision.value, hessian, atol=1e-11)
         np.testing.assert_allclose(q.mode(), theta, atol=1e-11)
         narrow = product.laplace(theta, structure="diagonal")
-<<<<<<< HEAD
-        np.testing.assert_allclose(narrow.precision.value, jnp.diag(hessian), atol=1e-11)
-=======
-        np.testing.assert_allclose(narrow.precision, np.diag(hessian), atol=1e-11)
->>>>>>> suite
+        np.testing.assert_allclose(narrow.precision.value, np.diag(hessian), atol=1e-11)
     make = jax.vmap(bm.DiagonalGaussian.from_mean_precision)
     apart = bm.Mixture([0.5, 0.5], make(jnp.array([[-2.0, 0.0], [2.0, 0.0]]), jnp.ones((2, 2))))
     assert isinstance((apart**0.5).laplace(), bm.DiagonalGaussian)
