@@ -646,7 +646,7 @@ def test_forked_pools_are_refused(two):
     with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
         for call, models in ((bm.preview, two), (bm.joint_training, targets)):
             with pytest.raises(ValueError, match=r"fork.*deadlock.*get_context\('spawn'\)"):
-                call(models, WEIGHTS, first_entry, executor=pool, **QUIET)
+                call(models, WEIGHTS, first_entry, compute=bm.previews.Compute(pool), **QUIET)
     assert not multiprocessing.active_children()
 
 
@@ -691,7 +691,7 @@ def test_what_is_no_executor_is_named(two):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         assert usable(pool) is pool
     with pytest.raises(ValueError, match=r"takes no work.*shut down"):
-        bm.preview(two, WEIGHTS, first_entry, executor=pool, **QUIET)
+        bm.preview(two, WEIGHTS, first_entry, compute=bm.previews.Compute(pool), **QUIET)
     interpreters = getattr(concurrent.futures, "InterpreterPoolExecutor", None)
     if interpreters is not None:
         with interpreters(1) as pool, pytest.raises(ValueError, match="main interpreter"):
@@ -702,14 +702,14 @@ def test_what_is_no_executor_is_named(two):
 def test_spawned_pools_measure_and_say_what_fails(two, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     with spawned() as pool:
-        found = bm.preview(two, WEIGHTS, first_entry, executor=pool, **QUIET)
+        found = bm.preview(two, WEIGHTS, first_entry, compute=bm.previews.Compute(pool), **QUIET)
         np.testing.assert_allclose(found.values(), WEIGHTS[:, 1])
         with pytest.raises(TypeError, match=r"cannot be sent to another process.*lambda"):
-            bm.preview(two, WEIGHTS, lambda t: 0.0, executor=pool, **QUIET)
+            bm.preview(two, WEIGHTS, lambda t: 0.0, compute=bm.previews.Compute(pool), **QUIET)
         with pytest.raises(RuntimeError, match="a worker of the executor ended"):
-            bm.preview(two, WEIGHTS, exits, executor=pool, **QUIET)
+            bm.preview(two, WEIGHTS, exits, compute=bm.previews.Compute(pool), **QUIET)
         with pytest.raises(RuntimeError, match="a worker of the executor ended"):
-            bm.preview(two, WEIGHTS, first_entry, executor=pool, **QUIET)
+            bm.preview(two, WEIGHTS, first_entry, compute=bm.previews.Compute(pool), **QUIET)
 
 
 def test_a_failure_loses_no_result_that_is_done(two, tmp_path):
@@ -725,7 +725,7 @@ def test_a_failure_loses_no_result_that_is_done(two, tmp_path):
     with concurrent.futures.ThreadPoolExecutor(5) as pool:
         threading.Timer(0.5, rest.set).start()
         with pytest.raises(OSError, match="broken"):
-            bm.preview(two, WEIGHTS, metric, executor=pool, save=path, **QUIET)
+            bm.preview(two, WEIGHTS, metric, compute=bm.previews.Compute(pool), save=path, **QUIET)
     with pytest.warns(UserWarning, match="with 4 of 5 weightings"):
         bm.Preview.load(path)
 
