@@ -10,7 +10,7 @@ import scipy.linalg
 from sklearn.datasets import load_digits
 
 import bayesmerge as bm
-from bayesmerge.previews import Basis, Each, Line, Refinement
+from bayesmerge.previews import Basis, Each, Fastest, Line, Refinement
 from bayesmerge.previews.modes.reduced_basis import modes_in_basis
 
 SIZE = 120
@@ -124,19 +124,19 @@ def test_float32_lines_and_bases():
             modes(posteriors, bm.simplex_grid(2, 0.1), prior, modes=Basis(1e-9))
 
 
-def test_auto_is_what_each_would_find(monkeypatch):
+def test_the_fastest_is_what_each_would_find(monkeypatch):
     monkeypatch.setattr("bayesmerge.previews.modes.merges.LARGE", 1e7)
-    monkeypatch.setattr("bayesmerge.previews.modes.choose.WAYS", (Line(), Basis(), Each()))
+    fastest = Fastest((Line(), Basis(), Each()))
     posteriors, prior = correlated(3)
     weights = bm.simplex_grid(3, 0.125)
     exact, _ = modes(posteriors, weights, prior, modes=Each())
-    found, details = modes(posteriors, weights, prior)
+    found, details = modes(posteriors, weights, prior, modes=fastest)
     assert set(details) == {"mode error"}
     assert details["mode error"].max() <= 1e-3
     np.testing.assert_allclose(found, exact, rtol=0, atol=2e-3 * np.abs(exact).max())
     taken = 0.01 * weights - [0.001, 0.0, 0.0]
     exact, _ = modes(posteriors, taken, prior, modes=Each())
-    found, details = modes(posteriors, taken, prior)
+    found, details = modes(posteriors, taken, prior, modes=fastest)
     assert not details
     np.testing.assert_allclose(found, exact, rtol=1e-9)
 

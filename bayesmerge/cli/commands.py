@@ -12,11 +12,11 @@ from bayesmerge import demo as example
 from bayesmerge.cli import inputs, outputs, tables
 from bayesmerge.cli.metric import imported, reporting
 from bayesmerge.grid import simplex_grid
-from bayesmerge.previews import Basis, Climbs, Compute, Each, Line, Uncompiled
+from bayesmerge.previews import Basis, Climbs, Compute, Each, Fastest, Line, Uncompiled
 from bayesmerge.previews import preview as sweep
 
 Modes = Literal["fastest", "each", "basis", "line", "climbs"]
-WAYS = dict(zip(get_args(Modes), (None, Each(), Basis(), Line(), Climbs()), strict=True))
+WAYS = dict(zip(get_args(Modes), (Fastest(), Each(), Basis(), Line(), Climbs()), strict=True))
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 

@@ -1,7 +1,7 @@
 """Previews: metrics of the merged models of many weightings, and of their joint training.
 
-`preview` takes objects for how modes are found (`Each`, `Basis`, `Line`, `Climbs`), how they are
-refined (`Refinement`), drawn from (`Spread`) and where all is computed (`Compute`).
+`preview` takes objects for how modes are found (`Fastest`, `Each`, `Basis`, `Line`, `Climbs`), how
+they are refined (`Refinement`), drawn from (`Spread`) and where all is computed (`Compute`).
 """
 
 from bayesmerge.previews.comparison import Comparison
@@ -13,6 +13,7 @@ from bayesmerge.previews.modes import (
     Basis,
     Climbs,
     Each,
+    Fastest,
     Group,
     Line,
     Merges,
@@ -34,6 +35,7 @@ __all__ = [
     "Comparison",
     "Compute",
     "Each",
+    "Fastest",
     "Front",
     "Group",
     "Line",

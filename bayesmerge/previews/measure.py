@@ -39,7 +39,7 @@ class Uncompiled(eqx.Module):
     ...     return 1.0 if float(x) > 1 else 0.0
     >>> metric = bm.previews.Uncompiled(rounded)
     >>> bm.preview(q, bm.simplex_grid(2, 0.5), metric, progress=False).values()
-    array([0., 1., 1.])
+    array([1., 1., 0.])
 
     ```
     """

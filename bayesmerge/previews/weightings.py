@@ -12,7 +12,7 @@ from bayesmerge.families.checks import all_finite, is_concrete
 from bayesmerge.merging import warn_of_priors
 from bayesmerge.previews.executors import Compute
 from bayesmerge.previews.measure import Metric, Model, function_of
-from bayesmerge.previews.modes import AbstractModes, Group, Merges, sweep_of
+from bayesmerge.previews.modes import AbstractModes, Fastest, Group, Merges, Obstacle, Sweep
 from bayesmerge.previews.record import Record, fill
 from bayesmerge.previews.refinement import Joint, Refinement
 from bayesmerge.previews.result import Preview
@@ -44,7 +44,7 @@ def preview(
       A JAX function: it is compiled and mapped over weightings. A function of NumPy or scikit-learn
       is wrapped, `bayesmerge.previews.Uncompiled(metric)`.
     - `modes`: how the modes are found, an object of `bayesmerge.previews`: `Each()`, `Basis()`,
-      `Line()`, `Climbs()`, or one of your own; by default the fastest that applies.
+      `Line()`, `Climbs()`, or one of your own; by default `Fastest()`, the fastest that applies.
     - `refine`: a `bayesmerge.previews.Refinement` of every mode towards joint training; by default
       merges are measured as they are.
     - `spread`: a `bayesmerge.previews.Spread`, for the standard deviation of each metric over draws
@@ -87,6 +87,8 @@ def preview(
     by_name = dict(zip(names, qs, strict=True))
     _require_finite(by_name, prior)
     warn_of_priors(posteriors, qs, alpha, prior)
+    _require_parts(modes=modes, refine=refine, spread=spread, compute=compute)
+    modes = Fastest() if modes is None else modes
     compute = Compute() if compute is None else compute
     joint = None if refine is None else refine.joint(names, prior)
     streamed = joint is not None and joint.is_streamed
@@ -102,7 +104,8 @@ def preview(
     }
     record = Record(in_float64(weights, names), names, higher_is_better, save, starts)
     refined, drawn = joint is not None, spread is not None
-    sweep = sweep_of(Merges(by_name, alpha, prior, refined, drawn), modes, progress)
+    merges = Merges(by_name, alpha, prior, refined, drawn)
+    sweep = _swept(merges, modes, progress)
     if sweep.error is not None:
         record.detail("mode error", sweep.error)
     groups = [_with_models(group, alpha, joint, spread) for group in sweep.groups]
@@ -115,6 +118,31 @@ def _require_finite(posteriors: dict[str, Any], prior: Any) -> None:
         if is_concrete(arrays) and jax.tree.leaves(arrays) and not all_finite(arrays):
             what = "the prior" if q is prior else f"the posterior of '{name}'"
             raise ValueError(f"{what} has parameters that are not finite: fit or load it again.")
+
+
+def _require_parts(**parts: Any) -> None:
+    """An error that names an option which is no object of its kind."""
+    kinds: dict[str, tuple[type, str]] = {
+        "modes": (AbstractModes, "Basis(tolerance=1e-3)"),
+        "refine": (Refinement, "Refinement(targets, steps=2)"),
+        "spread": (Spread, "Spread(num_draws=16, key=jax.random.key(0))"),
+        "compute": (Compute, "Compute(weightings_at_once=8)"),
+    }
+    for name, part in parts.items():
+        kind, example = kinds[name]
+        if part is not None and not isinstance(part, kind):
+            raise TypeError(
+                f"{name} is {part!r}, and it must be an object such as `bm.previews.{example}`: "
+                "make one, or leave it out."
+            )
+
+
+def _swept(merges: Merges, modes: AbstractModes, progress: bool | str) -> Sweep:
+    merges.require_gaussians()
+    found = modes.attempt(merges, progress)
+    if isinstance(found, Obstacle):
+        raise ValueError(f"modes={modes!r} does not apply: {found.reason}")
+    return found
 
 
 def _with_models(

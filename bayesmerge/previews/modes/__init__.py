@@ -1,19 +1,19 @@
-"""Ways of finding the modes of many merges: a file and a line in `WAYS` for each."""
+"""Ways of finding the modes of many merges: each is a file, and an entry in `fastest.WAYS`."""
 
 from bayesmerge.previews.modes.base import AbstractModes, Found, Group, Obstacle, Start, Sweep
 from bayesmerge.previews.modes.basis import Basis
-from bayesmerge.previews.modes.choose import WAYS, sweep_of
 from bayesmerge.previews.modes.climbs import Climbs
 from bayesmerge.previews.modes.each import Each
+from bayesmerge.previews.modes.fastest import Fastest
 from bayesmerge.previews.modes.line import Line
 from bayesmerge.previews.modes.merges import Merges
 
 __all__ = [
-    "WAYS",
     "AbstractModes",
     "Basis",
     "Climbs",
     "Each",
+    "Fastest",
     "Found",
     "Group",
     "Line",
@@ -21,5 +21,4 @@ __all__ = [
     "Obstacle",
     "Start",
     "Sweep",
-    "sweep_of",
 ]

@@ -67,8 +67,8 @@ Found: TypeAlias = Sweep | Obstacle
 class AbstractModes(eqx.Module):
     """A way of finding the modes of many merges. Its fields are its options.
 
-    A new one is a subclass with three methods, passed as `preview(…, modes=…)`; an entry in
-    `bayesmerge.previews.modes.WAYS` lets `modes=None` choose it.
+    A new one is a subclass with three methods, passed as `preview(…, modes=…)`; `Fastest` chooses
+    it where it is among its `ways`.
     """
 
     @abc.abstractmethod
@@ -78,7 +78,7 @@ class AbstractModes(eqx.Module):
 
     @abc.abstractmethod
     def pays(self, merges: Merges) -> bool:
-        """Whether it is faster than those after it in `WAYS`, where it applies."""
+        """Whether it is fast for these merges where it applies: faster than `Each`."""
 
     @abc.abstractmethod
     def sweep(self, merges: Merges, progress: bool | str) -> Found:
@@ -86,6 +86,11 @@ class AbstractModes(eqx.Module):
 
         - `progress`: whether to show a bar, where the search takes long.
         """
+
+    def attempt(self, merges: Merges, progress: bool | str) -> Found:
+        """The modes, or what is in the way."""
+        reason = self.obstacle(merges)
+        return self.sweep(merges, progress) if reason is None else Obstacle(reason)
 
 
 def within_memory(model: PyTree) -> int:

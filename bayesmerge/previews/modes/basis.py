@@ -95,7 +95,7 @@ class Basis(AbstractModes):
                 f"modes in the basis may be wrong by {np.max(found.error):.2g} of their length, "
                 f"where tolerance={self.tolerance:g} was asked: rounding allows no better. Use "
                 "float64 (jax.config.update('jax_enable_x64', True)), or modes=Each().",
-                stacklevel=4,
+                stacklevel=5,
             )
         first = merges.factors[0]
         span = Span(jnp.asarray(found.vectors, dtype_of(first)), first.layout)

@@ -32,7 +32,7 @@ class Line(AbstractModes):
     >>> q = [bm.FullGaussian.from_mean_precision(jnp.full(2, x), jnp.eye(2)) for x in (0.0, 4.0)]
     >>> options = {"modes": bm.previews.Line(), "progress": False}
     >>> bm.preview(q, bm.simplex_grid(2, 0.5), lambda x: x[0], **options).values().round(3)
-    array([0., 2., 4.])
+    array([4., 2., 0.])
 
     ```
     """
