@@ -25,6 +25,7 @@ from bayesmerge.previews import (
     Sweep,
     Uncompiled,
 )
+from bayesmerge.previews.executors import as_compute
 from bayesmerge.previews.weightings import _require_parts
 
 WEIGHTS = bm.simplex_grid(2, 0.25)
@@ -82,6 +83,7 @@ def test_options_out_of_range(make, message):
     [
         (lambda: Refinement([squared]), "target of '0' is a function, .* must be a `Target`"),
         (lambda: Spread(2, 0), r"key is 0, .*jax\.random\.key\(0\)"),
+        (lambda: as_compute(8), r"compute is 8, .*`bm\.previews\.Compute\(weightings_at_once=8\)`"),
         (lambda: Compute("threads"), r"executor is a str, .*`concurrent\.futures\.Executor`"),
     ],
 )
@@ -97,7 +99,6 @@ def test_options_of_another_kind(make, message):
         ({"modes": Each}, r"modes is <class .*Each'>.*make one, or leave it out"),
         ({"refine": 2}, r"refine is 2, .*`bm\.previews\.Refinement\(targets, steps=2\)`"),
         ({"spread": 16}, r"spread is 16, .*`bm\.previews\.Spread\("),
-        ({"compute": 8}, r"compute is 8, .*`bm\.previews\.Compute\("),
     ],
 )
 def test_what_is_no_part_of_a_preview(part, message):

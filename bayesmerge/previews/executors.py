@@ -104,6 +104,16 @@ class Compute(eqx.Module):
             )
 
 
+def as_compute(compute: Any) -> Compute:
+    """`compute`, or the usual one, or an error for another object."""
+    if compute is not None and not isinstance(compute, Compute):
+        raise TypeError(
+            f"compute is {compute!r}, and it must be an object such as "
+            "`bm.previews.Compute(weightings_at_once=8)`: make one, or leave it out."
+        )
+    return Compute() if compute is None else compute
+
+
 class Job(NamedTuple):
     """Work for the weightings with the numbers `rows`."""
 

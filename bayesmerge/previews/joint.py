@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.fit.optimise import find_mode
 from bayesmerge.fit.target import JointTarget
-from bayesmerge.previews.executors import Compute
+from bayesmerge.previews.executors import Compute, as_compute
 from bayesmerge.previews.measure import Metric, Model, function_of
 from bayesmerge.previews.modes import Group
 from bayesmerge.previews.record import Record, fill
@@ -64,7 +64,7 @@ def joint_training(
     names, losses = named(targets, "targets")
     alpha = jnp.atleast_2d(as_weights(weights, names))
     streamed = any(target.is_streamed for target in losses)
-    compute = Compute() if compute is None else compute
+    compute = as_compute(compute)
     compute.require_batches(streamed)
     models = (losses, prior, start, max_steps)
     starts = {

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from bayesmerge.families.checks import all_finite, is_concrete
 from bayesmerge.merging import warn_of_priors
-from bayesmerge.previews.executors import Compute
+from bayesmerge.previews.executors import Compute, as_compute
 from bayesmerge.previews.measure import Metric, Model, function_of
 from bayesmerge.previews.modes import AbstractModes, Fastest, Group, Merges, Obstacle, Sweep
 from bayesmerge.previews.record import Record, fill
@@ -87,9 +87,9 @@ def preview(
     by_name = dict(zip(names, qs, strict=True))
     _require_finite(by_name, prior)
     warn_of_priors(posteriors, qs, alpha, prior)
-    _require_parts(modes=modes, refine=refine, spread=spread, compute=compute)
+    _require_parts(modes=modes, refine=refine, spread=spread)
     modes = Fastest() if modes is None else modes
-    compute = Compute() if compute is None else compute
+    compute = as_compute(compute)
     joint = None if refine is None else refine.joint(names, prior)
     streamed = joint is not None and joint.is_streamed
     compute.require_batches(streamed)
@@ -126,7 +126,6 @@ def _require_parts(**parts: Any) -> None:
         "modes": (AbstractModes, "Basis(tolerance=1e-3)"),
         "refine": (Refinement, "Refinement(targets, steps=2)"),
         "spread": (Spread, "Spread(num_draws=16, key=jax.random.key(0))"),
-        "compute": (Compute, "Compute(weightings_at_once=8)"),
     }
     for name, part in parts.items():
         kind, example = kinds[name]

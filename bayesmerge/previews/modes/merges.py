@@ -93,13 +93,15 @@ class Merges:
     def require_modes(self) -> None:
         """The error of `merge(…).mode()` at the first weighting that has one. Weightings with
         α ≥ 0 and γ ≥ 0 of posteriors that have modes need not be merged to know theirs."""
-        alpha, is_exact = np.asarray(self.weights), isinstance(self.prior, AbstractTarget)
-        is_short = (alpha < 0).any(axis=1) | ~(alpha > 0).any(axis=1)
+        alpha = np.asarray(self.weights)
+        may_have_none = (alpha < 0).any(axis=1) | ~(alpha > 0).any(axis=1)
         factors = [*self.posteriors.values()]
-        if self.prior is not None and not is_exact:
+        if not isinstance(self.prior, (AbstractTarget, type(None))):
             factors.append(self.prior)
-            is_short |= 1 - alpha.sum(axis=1) < -1e-6
-        for row in np.flatnonzero(is_short | ~all(map(_has_mode, factors))):
+            may_have_none |= 1 - alpha.sum(axis=1) < -1e-6
+        if not all(map(_has_mode, factors)):
+            may_have_none[:] = True
+        for row in np.flatnonzero(may_have_none):
             combined(self.posteriors, self.weights[row], self.prior).mode()
 
 
