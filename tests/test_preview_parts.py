@@ -18,6 +18,7 @@ from bayesmerge.previews import (
     Fastest,
     Group,
     Line,
+    Merges,
     Obstacle,
     Refinement,
     Spread,
@@ -229,3 +230,20 @@ def test_an_uncompiled_metric_is_the_metric_in_files(tmp_path):
 
 def test_obstacles_say_why():
     assert Obstacle("there is none").reason == "there is none"
+
+
+def test_only_weightings_that_may_lack_a_mode_are_merged_beforehand(monkeypatch):
+    merged = []
+    monkeypatch.setattr(
+        "bayesmerge.previews.modes.merges.combined",
+        lambda q, alpha, prior: merged.append(alpha.tolist()) or normal(0.0),
+    )
+    weights = jnp.array([[0.5, 0.5], [0.0, 1.0], [0.7, 0.7], [1.1, -0.1], [0.0, 0.0]])
+    Merges(TWO, weights[:2]).require_modes()
+    assert not merged
+    Merges(TWO, weights, normal(0.0)).require_modes()
+    np.testing.assert_allclose(merged, weights[2:])
+    merged.clear()
+    improper = TWO | {"b": normal(1.0) / normal(0.0, 2.0)}
+    Merges(improper, weights[:2]).require_modes()
+    np.testing.assert_allclose(merged, weights[:2])
