@@ -27,6 +27,7 @@ from bayesmerge.previews import (
     Uncompiled,
 )
 from bayesmerge.previews.executors import as_compute
+from bayesmerge.previews.modes import basis, merges
 from bayesmerge.previews.weightings import _require_parts
 
 WEIGHTS = bm.simplex_grid(2, 0.25)
@@ -195,8 +196,8 @@ def test_an_obstacle_on_the_way_is_passed_on_or_raised():
         bm.preview(q, weights, metric, modes=tight, **QUIET)
     exact = bm.preview(q, weights, metric, modes=Each(), **QUIET)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bayesmerge.previews.modes.merges.LARGE", 0)
-        patch.setattr("bayesmerge.previews.modes.basis.FEWEST", 1)
+        patch.setattr(merges, "LARGE", 0)
+        patch.setattr(basis, "FEWEST", 1)
         seen = bm.preview(q, weights, metric, modes=Fastest((tight, Each())), **QUIET)
     np.testing.assert_allclose(seen.values(), exact.values(), rtol=1e-9)
     assert not seen.details
@@ -235,7 +236,8 @@ def test_obstacles_say_why():
 def test_only_weightings_that_may_lack_a_mode_are_merged_beforehand(monkeypatch):
     merged = []
     monkeypatch.setattr(
-        "bayesmerge.previews.modes.merges.combined",
+        merges,
+        "combined",
         lambda q, alpha, prior: merged.append(alpha.tolist()) or normal(0.0),
     )
     weights = jnp.array([[0.5, 0.5], [0.0, 1.0], [0.7, 0.7], [1.1, -0.1], [0.0, 0.0]])

@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 
 import bayesmerge as bm
 from bayesmerge.previews import Basis, Each, Fastest, Line, Refinement
+from bayesmerge.previews.modes import merges
 from bayesmerge.previews.modes.reduced_basis import modes_in_basis
 
 SIZE = 120
@@ -125,7 +126,7 @@ def test_float32_lines_and_bases():
 
 
 def test_the_fastest_is_what_each_would_find(monkeypatch):
-    monkeypatch.setattr("bayesmerge.previews.modes.merges.LARGE", 1e7)
+    monkeypatch.setattr(merges, "LARGE", 1e7)
     fastest = Fastest((Line(), Basis(), Each()))
     posteriors, prior = correlated(3)
     weights = bm.simplex_grid(3, 0.125)

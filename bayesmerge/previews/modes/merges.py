@@ -94,14 +94,12 @@ class Merges:
         """The error of `merge(…).mode()` at the first weighting that has one. Weightings with
         α ≥ 0 and γ ≥ 0 of posteriors that have modes need not be merged to know theirs."""
         alpha = np.asarray(self.weights)
-        may_have_none = (alpha < 0).any(axis=1) | ~(alpha > 0).any(axis=1)
+        has_one = (alpha >= 0).all(axis=1) & (alpha > 0).any(axis=1)
         factors = [*self.posteriors.values()]
         if not isinstance(self.prior, (AbstractTarget, type(None))):
             factors.append(self.prior)
-            may_have_none |= 1 - alpha.sum(axis=1) < -1e-6
-        if not all(map(_has_mode, factors)):
-            may_have_none[:] = True
-        for row in np.flatnonzero(may_have_none):
+            has_one &= 1 - alpha.sum(axis=1) >= -1e-6
+        for row in np.flatnonzero(~(has_one & all(map(_has_mode, factors)))):
             combined(self.posteriors, self.weights[row], self.prior).mode()
 
 
