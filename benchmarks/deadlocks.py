@@ -30,6 +30,7 @@ def cases(P: int, K: int) -> dict[str, Callable[[int], object]]:
 
     import bayesmerge as bm
     from bayesmerge.fit import fit_shards, moment_matched
+    from bayesmerge.previews import Basis, Compute, Each, Refinement, Spread
 
     rng, key = np.random.default_rng(0), jax.random.key(0)
 
@@ -67,13 +68,14 @@ def cases(P: int, K: int) -> dict[str, Callable[[int], object]]:
 
     def preview_of(q: list, **options: object) -> Callable[[int], object]:
         return lambda i: bm.preview(
-            q, grid, square, p0, progress=False, batch_size=4 + i % 2, **options
+            q, grid, square, p0, progress=False, compute=Compute(None, 4 + i % 2), **options
         )
 
     def refined() -> Callable[[int], object]:
         targets = {str(t): supervised() for t in range(3)}
         q = {t: bm.laplace(target, p0) for t, target in targets.items()}
-        return lambda i: bm.preview(q, grid, square, p0, targets=targets, refine=2, progress=False)
+        refine = Refinement(targets)
+        return lambda i: bm.preview(q, grid, square, p0, refine=refine, progress=False)
 
     def shards() -> Callable[[int], object]:
         targets, ones = {str(t): supervised() for t in range(3)}, [1.0, 1.0, 1.0]
@@ -111,9 +113,9 @@ def cases(P: int, K: int) -> dict[str, Callable[[int], object]]:
         "mixture.collapse": with_mixtures(lambda q, i: q[i % 3].collapse().mode()),
         "mixture.reduce": with_mixtures(lambda q, i: q[i % 3].reduce(1).means),
         "preview mixtures": lambda: preview_of(mixtures()),
-        "preview each": lambda: preview_of(posteriors(), method="each"),
-        "preview basis": lambda: preview_of(posteriors(), method="basis"),
-        "preview spread": lambda: preview_of(posteriors(), num_samples=3, key=key),
+        "preview each": lambda: preview_of(posteriors(), modes=Each()),
+        "preview basis": lambda: preview_of(posteriors(), modes=Basis()),
+        "preview spread": lambda: preview_of(posteriors(), spread=Spread(3, key)),
         "preview refined": refined,
         "user's jit": lambda: (lambda q: lambda i: four(q, jnp.asarray(grid, float) + 0.001 * i))(
             posteriors()

@@ -16,10 +16,11 @@ from mnist import CLASSES, FOLDER, Tasks, mnist, tasks
 
 import bayesmerge as bm
 from bayesmerge.fit.curvature import Structure
+from bayesmerge.previews import Basis, Climbs, Compute, Each, Fastest, Line, Refinement
 
 TOWARDS, JOINT = "towards prior", "joint training"
 MOST_GRADIENTS, MISMATCH = 200, 0.01
-TOLERANCE = 0.01
+MODES = Fastest((Climbs(), Line(), Basis(tolerance=0.01, largest=0.25), Each()))
 STEPS, STEP_SIZE, SAMPLES = 25, 0.1, 4
 MIXTURE_STEP_SIZE, WEIGHT_STEP_SIZE = 0.02, 3e-6
 
@@ -135,15 +136,15 @@ def surfaces(
 ) -> Iterator[tuple[str, bm.Preview]]:
     """Previews by name, the last one joint training."""
     weights = bm.simplex_grid(3, options.spacing)
-    refinement = {"targets": problem.targets, "refine": options.refine} if options.refine else {}
+    refine = Refinement(problem.targets, options.refine) if options.refine else None
     for name in options.posteriors:
         posteriors = _fitted(setting, name, problem, options)
         start = time.perf_counter()
         prior = None if name == "averaging" else problem.prior
         file = options.folder / f"{setting}, {name}{_suffix(options)}.nc"
         seen = bm.preview(
-            posteriors, weights, problem.accuracy, prior, tolerance=TOLERANCE, save=file,
-            progress=name, **refinement,
+            posteriors, weights, problem.accuracy, prior, modes=MODES, refine=refine, save=file,
+            progress=name,
         )  # fmt: skip
         print(f"{name}: swept in {time.perf_counter() - start:.0f} s", flush=True)
         yield name, seen
@@ -160,13 +161,19 @@ def _jointly_trained(setting: str, problem: Tasks, options: argparse.Namespace) 
     if TOWARDS not in options.posteriors:
         file = options.folder / f"{setting}, {JOINT} from zero.nc"
         return bm.joint_training(
-            problem.targets, weights, problem.accuracy, problem.prior, batch_size=8, save=file
+            problem.targets,
+            weights,
+            problem.accuracy,
+            problem.prior,
+            compute=Compute(None, 8),
+            save=file,
         )
     posteriors = _fitted(setting, TOWARDS, problem, options)
     file = options.folder / f"{setting}, {JOINT}.nc"
     found = bm.preview(
-        posteriors, weights, problem.accuracy, problem.prior, targets=problem.targets,
-        refine=MOST_GRADIENTS, until=MISMATCH, tolerance=TOLERANCE, save=file, progress=JOINT,
+        posteriors, weights, problem.accuracy, problem.prior, modes=MODES,
+        refine=Refinement(problem.targets, MOST_GRADIENTS, until=MISMATCH), save=file,
+        progress=JOINT,
     )  # fmt: skip
     gradients, mismatch = found.values("gradients"), found.values("last mismatch")
     print(

@@ -15,6 +15,7 @@ from mnist import CLASSES, FOLDER, Tasks, mnist, tasks
 
 import bayesmerge as bm
 from bayesmerge.fit.curvature import Structure
+from bayesmerge.previews import Each, Refinement
 
 STEPS = (0, 1, 2, 4, 8)
 
@@ -59,8 +60,9 @@ def main() -> None:
         mses, seconds = [], []
         for k in STEPS:
             begin = time.perf_counter()
-            seen = bm.preview(posteriors, weights, problem.accuracy, problem.prior, progress=False,
-                              targets=problem.targets, refine=k, method="each")  # fmt: skip
+            refine = Refinement(problem.targets, steps=k) if k else None
+            seen = bm.preview(posteriors, weights, problem.accuracy, problem.prior, modes=Each(),
+                              refine=refine, progress=False)  # fmt: skip
             seconds.append(time.perf_counter() - begin)
             mses.append(seen.compare(joint).mse)
         print(f"{name:32}" + "".join(f"{x:9.5f}" for x in mses))

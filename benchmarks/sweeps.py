@@ -14,7 +14,7 @@ import scipy.linalg
 from mnist import FOLDER, mnist, tasks
 
 import bayesmerge as bm
-from bayesmerge.previews.reduced_basis import modes_in_basis
+from bayesmerge.previews.modes.reduced_basis import modes_in_basis
 
 
 def main() -> None:

@@ -109,9 +109,9 @@ def test_every_output(folder):
 def test_metrics_of_numpy(folder):
     code, output, _ = run("q.safetensors", "mymetric:plain", "--spacing", "0.5")
     assert code == 2
-    assert "--not-compiled" in output
+    assert "--uncompiled" in output
     assert "mymetric.py, line 14" in output
-    code, output, _ = run("q.safetensors", "mymetric:plain", "--spacing", "0.5", "--not-compiled")
+    code, output, _ = run("q.safetensors", "mymetric:plain", "--spacing", "0.5", "--uncompiled")
     assert code == 0, output
 
 
@@ -133,16 +133,15 @@ def test_options_reach_the_preview(folder, monkeypatch):
         raise ValueError("that is enough")
 
     monkeypatch.setattr(commands, "sweep", recorded)
-    arguments = "q.safetensors", "mymetric:near", "--method", "each", "--batch-size", 7
+    arguments = "q.safetensors", "mymetric:near", "--modes", "each", "--weightings-at-once", 7
     arguments = *arguments, "--save", "kept.nc"
     code, output, _ = run(*arguments)
     assert code == 2
     assert "that is enough" in output
     assert seen == {
         "higher_is_better": True,
-        "method": "each",
-        "batch_size": 7,
-        "compiled": True,
+        "modes": bm.previews.Each(),
+        "compute": bm.previews.Compute(weightings_at_once=7),
         "save": Path("kept.nc"),
         "tasks": ["a", "b [red]", "ü"],
         "count": 66,
@@ -167,8 +166,8 @@ def test_options_reach_the_preview(folder, monkeypatch):
         (["q.safetensors", "mymetric:vector"], ["'vector' has shape (2,)", "must be a scalar"]),
         (["q.safetensors", "mymetric:near", "--spacing", "0.3"], ["--spacing", "must divide 1"]),
         (["q.safetensors", "mymetric:near", "--spacing", "1e-5"], ["--spacing", "weightings of 3"]),
-        (["q.safetensors", "mymetric:near", "--method", "line"], ["method", "full Gaussians"]),
-        (["q.safetensors", "mymetric:near", "--method", "best"], ["--method"]),
+        (["q.safetensors", "mymetric:near", "--modes", "line"], ["modes=Line()", "FullGaussian"]),
+        (["q.safetensors", "mymetric:near", "--modes", "best"], ["--modes"]),
         (["q.safetensors", "mymetric:near", "--batch-size", "0"], ["--batch-size"]),
     ],
 )

@@ -406,14 +406,14 @@ def test_metrics():
     weights = bm.simplex_grid(2, 0.5)
     two = [diagonal()] * 2
     for metric in (lambda x: float(np.mean(np.asarray(x))), lambda x: 1.0 if x[0] > 0 else 0.0):
-        with pytest.raises(TypeError, match="pass compiled=False"):
+        with pytest.raises(TypeError, match=r"wrap it: `bm\.previews\.Uncompiled"):
             bm.preview(two, weights, metric, progress=False)
-        seen = bm.preview(two, weights, metric, compiled=False, progress=False)
+        seen = bm.preview(two, weights, bm.previews.Uncompiled(metric), progress=False)
         np.testing.assert_allclose(seen.values(), metric(np.array([0.0, 1.0])))
     with pytest.raises(TypeError, match="a number, or a mapping"):
         bm.preview(two, weights, lambda x: None, progress=False)
     for names in ({}, {"weights": 1.0}):
-        with pytest.raises(ValueError, match="names of the result's own"):
+        with pytest.raises(ValueError, match="are reserved names"):
             bm.preview(two, weights, lambda x, names=names: names, progress=False)
 
 

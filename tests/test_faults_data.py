@@ -460,7 +460,11 @@ KEY_USERS = {
         bm.Target(lambda w, y: (w - y) ** 2, Y), key=key, start=gaussian(0.0), progress=False
     ),
     "preview": lambda key: bm.preview(
-        [gaussian(0.0)] * 2, [[0.5, 0.5]], lambda x: x, num_samples=2, key=key, progress=False
+        [gaussian(0.0)] * 2,
+        [[0.5, 0.5]],
+        lambda x: x,
+        spread=bm.previews.Spread(2, key),
+        progress=False,
     ),
 }
 
@@ -523,8 +527,7 @@ def test_strict_promotion_of_dtypes():
             bm.simplex_grid(2, 0.5),
             lambda w: jnp.sum(w**2),
             prior,
-            targets=targets,
-            refine=2,
+            refine=bm.previews.Refinement(targets),
             progress=False,
         )
         left = bm.remove(merged, posteriors["b"] / prior).mode()

@@ -33,13 +33,13 @@ from bayesmerge.checkpoints import load, save
 from bayesmerge.cli import app
 from bayesmerge.fingerprint import CODE, PYTHON, STATE, differences, fingerprint, settled
 from bayesmerge.fit import VON, Tilted, run
-from bayesmerge.previews import record
+from bayesmerge.previews import Compute, Uncompiled, record
 from bayesmerge.previews.executors import usable
 from bayesmerge.previews.explorer import explore
 
 ROOT = Path(bm.__file__).parents[1]
 WEIGHTS = bm.simplex_grid(2, 0.25)
-QUIET = {"progress": False, "compiled": False}
+QUIET = {"progress": False}
 
 
 def gaussian(mean):
@@ -174,7 +174,7 @@ def test_paths_that_cannot_be_written_are_named(tmp_path, two, monkeypatch):
     monkeypatch.setattr(Path, "touch", denied)
     calls = []
     with pytest.raises(PermissionError, match=r"Permission denied.*new\.nc"):
-        bm.preview(two, WEIGHTS, calls.append, save=tmp_path / "new.nc", **QUIET)
+        bm.preview(two, WEIGHTS, Uncompiled(calls.append), save=tmp_path / "new.nc", **QUIET)
     assert not calls
 
 
@@ -576,7 +576,7 @@ def test_a_sweep_is_not_resumed_with_other_data(tmp_path, two):
             calls.append(1)
             return x @ np.asarray(theta)
 
-        return metric
+        return Uncompiled(metric)
 
     first = bm.preview(two, WEIGHTS, metric_on(np.ones(2)), **options)
     again = bm.preview(two, WEIGHTS, metric_on(np.ones(2)), **options)
@@ -646,7 +646,7 @@ def test_forked_pools_are_refused(two):
     with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
         for call, models in ((bm.preview, two), (bm.joint_training, targets)):
             with pytest.raises(ValueError, match=r"fork.*deadlock.*get_context\('spawn'\)"):
-                call(models, WEIGHTS, first_entry, executor=pool, **QUIET)
+                call(models, WEIGHTS, Uncompiled(first_entry), compute=Compute(pool), **QUIET)
     assert not multiprocessing.active_children()
 
 
@@ -691,7 +691,7 @@ def test_what_is_no_executor_is_named(two):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         assert usable(pool) is pool
     with pytest.raises(ValueError, match=r"takes no work.*shut down"):
-        bm.preview(two, WEIGHTS, first_entry, executor=pool, **QUIET)
+        bm.preview(two, WEIGHTS, Uncompiled(first_entry), compute=Compute(pool), **QUIET)
     interpreters = getattr(concurrent.futures, "InterpreterPoolExecutor", None)
     if interpreters is not None:
         with interpreters(1) as pool, pytest.raises(ValueError, match="main interpreter"):
@@ -702,14 +702,14 @@ def test_what_is_no_executor_is_named(two):
 def test_spawned_pools_measure_and_say_what_fails(two, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     with spawned() as pool:
-        found = bm.preview(two, WEIGHTS, first_entry, executor=pool, **QUIET)
+        found = bm.preview(two, WEIGHTS, Uncompiled(first_entry), compute=Compute(pool), **QUIET)
         np.testing.assert_allclose(found.values(), WEIGHTS[:, 1])
         with pytest.raises(TypeError, match=r"cannot be sent to another process.*lambda"):
-            bm.preview(two, WEIGHTS, lambda t: 0.0, executor=pool, **QUIET)
+            bm.preview(two, WEIGHTS, Uncompiled(lambda t: 0.0), compute=Compute(pool), **QUIET)
         with pytest.raises(RuntimeError, match="a worker of the executor ended"):
-            bm.preview(two, WEIGHTS, exits, executor=pool, **QUIET)
+            bm.preview(two, WEIGHTS, Uncompiled(exits), compute=Compute(pool), **QUIET)
         with pytest.raises(RuntimeError, match="a worker of the executor ended"):
-            bm.preview(two, WEIGHTS, first_entry, executor=pool, **QUIET)
+            bm.preview(two, WEIGHTS, Uncompiled(first_entry), compute=Compute(pool), **QUIET)
 
 
 def test_a_failure_loses_no_result_that_is_done(two, tmp_path):
@@ -725,7 +725,7 @@ def test_a_failure_loses_no_result_that_is_done(two, tmp_path):
     with concurrent.futures.ThreadPoolExecutor(5) as pool:
         threading.Timer(0.5, rest.set).start()
         with pytest.raises(OSError, match="broken"):
-            bm.preview(two, WEIGHTS, metric, executor=pool, save=path, **QUIET)
+            bm.preview(two, WEIGHTS, Uncompiled(metric), compute=Compute(pool), save=path, **QUIET)
     with pytest.warns(UserWarning, match="with 4 of 5 weightings"):
         bm.Preview.load(path)
 

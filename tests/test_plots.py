@@ -86,7 +86,9 @@ def test_curves_are_sorted_and_starred(best):
     weights = bm.simplex_grid(2, 0.1)[::-1]
     values = {"full": hill(weights, [0.3, 0.7]), "joint": hill(weights, [0.4, 0.6])}
     values["full"][2] = np.nan
-    ax = plots.curves(None, weights, values, ("a", "b"), best, reference="joint", label="accuracy")
+    ax = plots.curves(
+        None, weights, values, ("a", "b"), best is np.nanmax, reference="joint", label="accuracy"
+    )
     line, dots = (next(x for x in ax.lines if x.get_label() == name) for name in values)
     np.testing.assert_array_equal(line.get_ydata(), values["full"][::-1])
     np.testing.assert_allclose(line.get_xdata(), np.linspace(0, 1, 11))
@@ -153,7 +155,7 @@ def test_pairs_refuses_what_it_cannot_draw():
 def test_ternaries_share_one_scale_and_star_the_best(best):
     values = surfaces()
     values["full"][5] = np.nan
-    axes = plots.ternaries(None, GRID, values, THREE, best, reference="joint training")
+    axes = plots.ternaries(None, GRID, values, THREE, best is np.nanmax, reference="joint training")
     contours = [next(c for c in ax.collections if isinstance(c, TriContourSet)) for ax in axes]
     assert len({c.get_clim() for c in contours}) == 1
     pooled = np.concatenate(list(values.values()))
@@ -205,7 +207,9 @@ def test_parallel_lines_end_at_the_metric_with_the_best_on_top(best):
     weights = bm.simplex_grid(5, 0.25)
     values = hill(weights, [0.5, 0.25, 0, 0.25, 0]) + 1e-3 * weights[:, 1]
     values[:2] = np.nan, np.inf
-    ax = plots.parallel_coordinates(None, weights, values, FIVE, best, top=3, label="accuracy")
+    ax = plots.parallel_coordinates(
+        None, weights, values, FIVE, best is np.nanmax, top=3, label="accuracy"
+    )
     rest, casing, top = (c for c in ax.collections if isinstance(c, LineCollection))
     known = np.sort(values[np.isfinite(values)])[:: 1 if best is np.nanmax else -1]
     np.testing.assert_array_equal(rest.get_array(), known[:-3])
@@ -233,7 +237,7 @@ def test_slices_are_the_best_over_the_other_weights(best):
     weights = bm.simplex_grid(4, 0.25)
     values = np.random.default_rng(0).normal(size=len(weights))
     values[[3, 7]] = np.nan, -np.inf
-    axes = plots.slices(None, weights, values, FIVE[:4], best, label="accuracy")
+    axes = plots.slices(None, weights, values, FIVE[:4], best is np.nanmax, label="accuracy")
     values[7] = np.nan
     places = np.linspace(0, 1, 5)
     row = np.flatnonzero(values == best(values))[0]
@@ -274,7 +278,12 @@ def test_front_is_what_nothing_betters(best):
         p for p in known if not any((sign * q >= sign * p).all() and (q != p).any() for q in known)
     ]
     ax = plots.front(
-        None, {"full": points, "joint": points}, ("x", "y"), best, reference="joint", zoom=True
+        None,
+        {"full": points, "joint": points},
+        ("x", "y"),
+        best is np.nanmax,
+        reference="joint",
+        zoom=True,
     )
     step = next(line for line in ax.lines if line.get_label() == "full")
     np.testing.assert_array_equal(step.get_xydata(), undominated)

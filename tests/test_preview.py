@@ -49,8 +49,8 @@ def test_simplex_grid(num_tasks, spacing):
 
 
 @pytest.mark.parametrize("structure", ["isotropic", "diagonal", "full"])
-@pytest.mark.parametrize("batch_size", [None, 1, 4])
-def test_preview_is_the_naive_loop(structure, batch_size):
+@pytest.mark.parametrize("at_once", [None, 1, 4])
+def test_preview_is_the_naive_loop(structure, at_once):
     posteriors, weights = gaussians(3, structure), bm.simplex_grid(3, 0.25)
     prior = bm.IsotropicGaussian.from_mean_precision(jnp.zeros(3), 0.5)
 
@@ -58,7 +58,12 @@ def test_preview_is_the_naive_loop(structure, batch_size):
         return {"first": theta[0], "norm": jnp.linalg.norm(theta)}
 
     seen = bm.preview(
-        posteriors, 0.8 * weights, metric, prior, batch_size=batch_size, progress=False
+        posteriors,
+        0.8 * weights,
+        metric,
+        prior,
+        compute=bm.previews.Compute(weightings_at_once=at_once),
+        progress=False,
     )
     assert set(seen.metrics) == {"first", "norm"}
     for i, alpha in enumerate(0.8 * weights):

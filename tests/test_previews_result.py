@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import bayesmerge as bm
-from bayesmerge.previews.measure import Means, Model, measure
+from bayesmerge.previews import Basis, Compute, Group, Refinement, Spread
+from bayesmerge.previews.measure import Model, Uncompiled, measure
 
 TASKS = ("a", "b", "c")
 WEIGHTS = bm.simplex_grid(3, 0.1)
@@ -202,14 +203,14 @@ class Interrupted:
 
 def test_interrupted_sweeps_go_on(tmp_path):
     path = tmp_path / "sweep.nc"
-    options = {"compiled": False, "save": path, "progress": False}
+    options = {"save": path, "progress": False}
     with pytest.raises(KeyboardInterrupt):
-        bm.preview(gaussians(), WEIGHTS, Interrupted(20), **options)
+        bm.preview(gaussians(), WEIGHTS, Uncompiled(Interrupted(20)), **options)
     with pytest.warns(UserWarning, match="with 19 of 66 weightings"):
         partly = bm.Preview.load(path)
     assert len(partly.weights) == 19
     rest = Interrupted(0)
-    seen = bm.preview(gaussians(), WEIGHTS, rest, **options)
+    seen = bm.preview(gaussians(), WEIGHTS, Uncompiled(rest), **options)
     assert rest.calls == len(WEIGHTS) - 19
     whole = bm.preview(gaussians(), WEIGHTS, first_and_norm, progress=False)
     for name, values in whole.metrics.items():
@@ -217,15 +218,16 @@ def test_interrupted_sweeps_go_on(tmp_path):
     kept = bm.Preview.load(path)
     np.testing.assert_array_equal(kept.values(), seen.values())
     with pytest.raises(ValueError, match="is of another preview"):
-        bm.preview(gaussians(), WEIGHTS[::-1], Interrupted(0), **options)
+        bm.preview(gaussians(), WEIGHTS[::-1], Uncompiled(Interrupted(0)), **options)
 
 
 def test_a_sweep_does_not_go_on_with_another_metric(tmp_path):
-    options = {"compiled": False, "save": tmp_path / "sweep.nc", "progress": False}
+    options = {"save": tmp_path / "sweep.nc", "progress": False}
     with pytest.raises(KeyboardInterrupt):
-        bm.preview(gaussians(), WEIGHTS, Interrupted(20), **options)
+        bm.preview(gaussians(), WEIGHTS, Uncompiled(Interrupted(20)), **options)
+    other = Uncompiled(lambda theta: {"first": theta[0]})
     with pytest.raises(ValueError, match=r"is of another preview: .*the code of first_and_norm"):
-        bm.preview(gaussians(), WEIGHTS, lambda theta: {"first": theta[0]}, **options)
+        bm.preview(gaussians(), WEIGHTS, other, **options)
 
 
 def test_a_sweep_does_not_go_on_with_metrics_of_other_names(tmp_path, monkeypatch):
@@ -237,13 +239,13 @@ def test_a_sweep_does_not_go_on_with_metrics_of_other_names(tmp_path, monkeypatc
 
     monkeypatch.setenv("CALLS", "0")
     monkeypatch.setenv("NAME", "first")
-    options = {"compiled": False, "save": tmp_path / "sweep.nc", "progress": False}
+    options = {"save": tmp_path / "sweep.nc", "progress": False}
     with pytest.raises(KeyboardInterrupt):
-        bm.preview(gaussians(), WEIGHTS, metric, **options)
+        bm.preview(gaussians(), WEIGHTS, Uncompiled(metric), **options)
     monkeypatch.setenv("CALLS", "3")
     monkeypatch.setenv("NAME", "second")
     with pytest.raises(ValueError, match=r"has the metrics \('first',\), and the metric ret"):
-        bm.preview(gaussians(), WEIGHTS, metric, **options)
+        bm.preview(gaussians(), WEIGHTS, Uncompiled(metric), **options)
 
 
 def test_damage_is_noticed(tmp_path):
@@ -273,28 +275,25 @@ def test_what_is_not_finite_is_no_accuracy():
     damaged = eqx.tree_at(lambda q: q.linear, good["b"], good["b"].linear.at[0].set(jnp.nan))
     with pytest.raises(ValueError, match="the posterior of 'b' has parameters that are not finite"):
         bm.preview(good | {"b": damaged}, WEIGHTS, largest)
-    for compiled in (True, False):
-        measured = measure(
-            lambda scale, w: Model(scale * w, {}), jnp.inf, jnp.eye(2), 2, Means(largest, compiled)
-        )
+    group = Group(lambda scale, w: Model(scale * w, {}), jnp.inf, jnp.eye(2), np.arange(2), 2)
+    for metric in (largest, Uncompiled(largest)):
+        measured = measure(group, metric)
         assert all(np.isnan(batch.measured.metrics["metric"]).all() for batch in measured)
 
 
 def test_metrics_keep_their_order_and_details_their_names():
     seen = bm.preview(gaussians(), WEIGHTS, lambda x: {"z": x[0], "a": x[1]}, progress=False)
     assert tuple(seen.metrics) == ("z", "a")
-    with pytest.raises(ValueError, match=r"'mismatch'.*are names of the result's own"):
+    with pytest.raises(ValueError, match=r"'mismatch'.*are reserved names"):
         bm.preview(gaussians(), WEIGHTS, lambda x: {"mismatch": x[0]}, progress=False)
     with pytest.raises(ValueError, match="are metrics and details"):
         bm.Preview({"a": np.zeros(66)}, WEIGHTS, TASKS, True, {"a": np.zeros(66)})
-    with pytest.raises(ValueError, match="batch_size is -1"):
-        bm.preview(gaussians(), WEIGHTS, first_and_norm, batch_size=-1)
 
 
 def test_a_sweep_that_found_nothing_leaves_no_file(tmp_path):
     path = tmp_path / "sweep.nc"
     with pytest.raises(KeyboardInterrupt):
-        bm.preview(gaussians(), WEIGHTS, Interrupted(1), compiled=False, save=path, progress=False)
+        bm.preview(gaussians(), WEIGHTS, Uncompiled(Interrupted(1)), save=path, progress=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -309,15 +308,16 @@ def dask():
     )
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("metric", [first_and_norm, Uncompiled(first_and_norm)])
 @pytest.mark.parametrize("pool", [threads, dask])
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_executors_find_the_same(pool, compiled):
-    options = {"compiled": compiled, "progress": False, "batch_size": 7}
-    alone = bm.preview(gaussians(), WEIGHTS, first_and_norm, **options)
+def test_executors_find_the_same(pool, metric):
+    few = Compute(weightings_at_once=7)
+    alone = bm.preview(gaussians(), WEIGHTS, metric, compute=few, progress=False)
     with pool() as workers:
         executor = workers.get_executor() if hasattr(workers, "get_executor") else workers
-        seen = bm.preview(gaussians(), WEIGHTS, first_and_norm, executor=executor, **options)
+        compute = Compute(executor, weightings_at_once=7)
+        seen = bm.preview(gaussians(), WEIGHTS, metric, compute=compute, progress=False)
     for name, values in alone.metrics.items():
         np.testing.assert_array_equal(seen.metrics[name], values)
 
@@ -343,7 +343,7 @@ def test_joint_training_by_an_executor_and_in_a_file(tmp_path):
     weights, path = bm.simplex_grid(3, 0.25), tmp_path / "joint.nc"
     alone = bm.joint_training(targets, weights, lambda w: w[0], prior, progress=False)
     with threads() as executor:
-        options = {"executor": executor, "batch_size": 4, "save": path, "progress": False}
+        options = {"compute": Compute(executor, 4), "save": path, "progress": False}
         seen = bm.joint_training(targets, weights, lambda w: w[0], prior, **options)
     np.testing.assert_allclose(seen.values(), alone.values(), rtol=1e-9)
     np.testing.assert_array_equal(bm.Preview.load(path).values(), seen.values())
@@ -355,18 +355,19 @@ def test_streams_are_refined_as_arrays_are():
         t: bm.laplace(target, prior, structure="diagonal") for t, target in arrays.items()
     }
     weights = [[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]]
+    options = {"progress": False}
     seen = [
         bm.preview(
-            posteriors, weights, first_and_norm, prior, targets=targets, refine=3, progress=False
+            posteriors, weights, first_and_norm, prior, refine=Refinement(x, steps=3), **options
         )
-        for targets in (arrays, streams)
+        for x in (arrays, streams)
     ]
     np.testing.assert_allclose(seen[1].values("first"), seen[0].values("first"), rtol=1e-9)
     np.testing.assert_allclose(seen[1].details["mismatch"], seen[0].details["mismatch"], rtol=1e-9)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_spreads_are_of_the_merged_posterior(compiled):
+@pytest.mark.parametrize("wrap", [lambda metric: metric, Uncompiled])
+def test_spreads_are_of_the_merged_posterior(wrap):
     posteriors = gaussians()
     slope = jnp.array([1.0, -2.0, 0.5, 3.0])
 
@@ -376,10 +377,8 @@ def test_spreads_are_of_the_merged_posterior(compiled):
     seen = bm.preview(
         posteriors,
         WEIGHTS[30:34],
-        metric,
-        num_samples=400,
-        key=jax.random.key(0),
-        compiled=compiled,
+        wrap(metric),
+        spread=Spread(400, jax.random.key(0)),
         progress=False,
     )
     for row, alpha in enumerate(WEIGHTS[30:34]):
@@ -392,24 +391,21 @@ def test_spreads_are_of_the_merged_posterior(compiled):
 
 
 def test_spreads_say_what_they_need():
-    with pytest.raises(ValueError, match="a spread needs two draws"):
-        bm.preview(gaussians(), WEIGHTS, first_and_norm, num_samples=8, progress=False)
-    with pytest.raises(ValueError, match="draws need the factor of each"):
-        bm.preview(
-            gaussians(),
-            WEIGHTS,
-            first_and_norm,
-            method="basis",
-            num_samples=8,
-            key=jax.random.key(0),
-            progress=False,
-        )
+    with pytest.raises(ValueError, match="num_draws is 1, and a standard deviation needs two"):
+        Spread(1, jax.random.key(0))
+    options = {"spread": Spread(8, jax.random.key(0)), "progress": False}
+    with pytest.raises(ValueError, match=r"modes=Basis\(.*\) does not .*draws need the factor"):
+        bm.preview(gaussians(), WEIGHTS, first_and_norm, modes=Basis(), **options)
+    coin = bm.Beta.from_concentrations(2.0, 3.0)
+    with pytest.raises(TypeError, match="a Beta, and refinement and spreads"):
+        bm.preview([coin, coin], [[0.5, 0.5]], lambda p: p, **options)
 
 
 def test_spreads_are_kept_in_files(tmp_path):
-    options = {"num_samples": 4, "save": tmp_path / "seen.nc", "progress": False}
-    seen = bm.preview(gaussians(), WEIGHTS[:9], first_and_norm, key=jax.random.key(0), **options)
+    options = {"save": tmp_path / "seen.nc", "progress": False}
+    spreads = [Spread(4, jax.random.key(i)) for i in range(2)]
+    seen = bm.preview(gaussians(), WEIGHTS[:9], first_and_norm, spread=spreads[0], **options)
     again = bm.Preview.load(tmp_path / "seen.nc")
     np.testing.assert_array_equal(again.values("spread"), seen.values("spread"))
     with pytest.raises(ValueError, match="is of another preview"):
-        bm.preview(gaussians(), WEIGHTS[:9], first_and_norm, key=jax.random.key(1), **options)
+        bm.preview(gaussians(), WEIGHTS[:9], first_and_norm, spread=spreads[1], **options)

@@ -94,7 +94,7 @@ def test_refined_previews_take_it():
     joint = bm.joint_training(sites, weights, metric, prior, progress=False)
     errors = {}
     for name, targets in {"merged": None, "few": few, "alone": alone, "all": sites}.items():
-        options = {} if targets is None else {"targets": targets, "refine": 30}
+        options = {} if targets is None else {"refine": bm.previews.Refinement(targets, 30)}
         seen = bm.preview(q, weights, metric, prior, progress=False, **options)
         pairs = [(seen.metrics[k], joint.metrics[k]) for k in joint.metrics]
         errors[name] = np.sqrt(np.mean([(a - b) ** 2 for a, b in pairs]))

@@ -10,7 +10,9 @@ import scipy.linalg
 from sklearn.datasets import load_digits
 
 import bayesmerge as bm
-from bayesmerge.previews.reduced_basis import modes_in_basis
+from bayesmerge.previews import Basis, Each, Fastest, Line, Refinement
+from bayesmerge.previews.modes import merges
+from bayesmerge.previews.modes.reduced_basis import modes_in_basis
 
 SIZE = 120
 
@@ -45,8 +47,8 @@ def modes(posteriors, weights, prior=None, **options):
 def test_a_basis_finds_every_mode_within_its_bound(total, tolerance):
     posteriors, prior = correlated(3)
     weights = total * bm.simplex_grid(3, 0.1)
-    exact, _ = modes(posteriors, weights, prior, method="each")
-    found, details = modes(posteriors, weights, prior, method="basis", tolerance=tolerance)
+    exact, _ = modes(posteriors, weights, prior, modes=Each())
+    found, details = modes(posteriors, weights, prior, modes=Basis(tolerance))
     error = np.linalg.norm(found - exact, axis=1) / np.linalg.norm(exact, axis=1)
     assert (error <= details["mode error"]).all()
     assert details["mode error"].max() <= tolerance
@@ -69,29 +71,27 @@ def test_lines_are_exact():
         (bm.simplex_grid(2, 0.05), prior),
         (np.outer(np.linspace(0.1, 0.9, 9), [0.5, 0.5]), prior),
     ):
-        exact, _ = modes(posteriors, weights, p0, method="each")
-        found, _ = modes(posteriors, weights, p0, method="line")
+        exact, _ = modes(posteriors, weights, p0, modes=Each())
+        found, _ = modes(posteriors, weights, p0, modes=Line())
         np.testing.assert_allclose(found, exact, rtol=1e-9, atol=1e-12)
 
 
 def test_bases_and_lines_say_where_they_do_not_apply():
     posteriors, prior = correlated(2)
     diagonal = {"a": bm.DiagonalGaussian.from_mean_precision(jnp.zeros(2), jnp.ones(2))}
-    with pytest.raises(ValueError, match="for full Gaussians, and the merged posterior is a Dia"):
-        bm.preview(diagonal, [[1.0]], lambda x: x[0], method="basis", progress=False)
+    with pytest.raises(ValueError, match=r"modes=Basis\(.* posterior is a Dia.*FullGaussian"):
+        bm.preview(diagonal, [[1.0]], lambda x: x[0], modes=Basis(), progress=False)
     with pytest.raises(ValueError, match="some exponents are negative"):
-        modes(posteriors, [[1.5, -0.1]], prior, method="basis")
+        modes(posteriors, [[1.5, -0.1]], prior, modes=Basis())
     with pytest.raises(ValueError, match="span 3 dimensions"):
-        modes(posteriors, [[0.5, 0.2], [0.2, 0.5], [0.1, 0.1]], prior, method="line")
+        modes(posteriors, [[0.5, 0.2], [0.2, 0.5], [0.1, 0.1]], prior, modes=Line())
 
 
 def test_mixtures_have_no_basis():
     one = bm.FullGaussian.from_mean_precision(jnp.zeros(2), jnp.eye(2))
     q = bm.Mixture([0.5, 0.5], [one, one])
-    with pytest.raises(
-        ValueError, match="is for full Gaussians, and the merged posterior is a Pro"
-    ):
-        bm.preview({"a": q, "b": q}, [[0.5, 0.5]], lambda x: x[0], method="basis")
+    with pytest.raises(ValueError, match=r"the merged posterior is a Pro.*FullGaussian"):
+        bm.preview({"a": q, "b": q}, [[0.5, 0.5]], lambda x: x[0], modes=Basis())
 
 
 def test_fewer_parameters_than_columns():
@@ -101,15 +101,15 @@ def test_fewer_parameters_than_columns():
         for t, c in (("a", 1.0), ("b", 5.0))
     }
     weights = bm.simplex_grid(2, 0.25)
-    exact, _ = _three(q, weights, "each")
-    found, details = _three(q, weights, "basis")
+    exact, _ = _three(q, weights, Each())
+    found, details = _three(q, weights, Basis())
     np.testing.assert_allclose(found, exact, rtol=1e-9)
     assert details["mode error"].max() <= 1e-3
 
 
-def _three(q, weights, method):
+def _three(q, weights, modes):
     seen = bm.preview(
-        q, weights, lambda x: dict(zip("abc", x, strict=True)), method=method, progress=False
+        q, weights, lambda x: dict(zip("abc", x, strict=True)), modes=modes, progress=False
     )
     return np.stack([*seen.metrics.values()], axis=1), seen.details
 
@@ -118,26 +118,26 @@ def test_float32_lines_and_bases():
     with jax.enable_x64(False):
         posteriors, prior = correlated(2)
         for weights in (2 * bm.simplex_grid(2, 0.05), 1.3 * bm.simplex_grid(2, 0.05)):
-            exact, _ = modes(posteriors, weights, None, method="each")
-            found, _ = modes(posteriors, weights, None, method="line")
+            exact, _ = modes(posteriors, weights, None, modes=Each())
+            found, _ = modes(posteriors, weights, None, modes=Line())
             np.testing.assert_allclose(found, exact, rtol=2e-3, atol=2e-4)
         with pytest.warns(UserWarning, match="where tolerance=1e-09 was asked: rounding"):
-            modes(posteriors, bm.simplex_grid(2, 0.1), prior, method="basis", tolerance=1e-9)
+            modes(posteriors, bm.simplex_grid(2, 0.1), prior, modes=Basis(1e-9))
 
 
-def test_auto_is_what_each_would_find(monkeypatch):
-    monkeypatch.setattr("bayesmerge.previews.sweep.WORTH_A_BASIS", 1e7)
-    monkeypatch.setattr("bayesmerge.previews.sweep.LARGEST_BASIS", 1.0)
+def test_the_fastest_is_what_each_would_find(monkeypatch):
+    monkeypatch.setattr(merges, "LARGE", 1e7)
+    fastest = Fastest((Line(), Basis(), Each()))
     posteriors, prior = correlated(3)
     weights = bm.simplex_grid(3, 0.125)
-    exact, _ = modes(posteriors, weights, prior, method="each")
-    found, details = modes(posteriors, weights, prior)
+    exact, _ = modes(posteriors, weights, prior, modes=Each())
+    found, details = modes(posteriors, weights, prior, modes=fastest)
     assert set(details) == {"mode error"}
     assert details["mode error"].max() <= 1e-3
     np.testing.assert_allclose(found, exact, rtol=0, atol=2e-3 * np.abs(exact).max())
     taken = 0.01 * weights - [0.001, 0.0, 0.0]
-    exact, _ = modes(posteriors, taken, prior, method="each")
-    found, details = modes(posteriors, taken, prior)
+    exact, _ = modes(posteriors, taken, prior, modes=Each())
+    found, details = modes(posteriors, taken, prior, modes=fastest)
     assert not details
     np.testing.assert_allclose(found, exact, rtol=1e-9)
 
@@ -193,7 +193,12 @@ def test_refined_modes_approach_joint_training(structure):
     away = [
         distance(
             bm.preview(
-                posteriors, WEIGHTS, entry, prior, targets=targets, refine=k, progress=False
+                posteriors,
+                WEIGHTS,
+                entry,
+                prior,
+                refine=Refinement(targets, k) if k else None,
+                progress=False,
             ),
             joint,
         ).max()
@@ -206,9 +211,9 @@ def test_refined_modes_approach_joint_training(structure):
 def test_a_basis_refines_as_each_factorisation_does():
     targets, prior = digits()
     posteriors = posteriors_of_digits()
-    options = {"targets": targets, "refine": 50, "progress": False}
+    options = {"refine": Refinement(targets, 50), "progress": False}
     joint = jointly_trained_digits()
-    seen = bm.preview(posteriors, WEIGHTS, entry, prior, method="basis", **options)
+    seen = bm.preview(posteriors, WEIGHTS, entry, prior, modes=Basis(), **options)
     assert distance(seen, joint).max() < 1e-2
     assert set(seen.details) == {"mode error", "gradients", "mismatch", "last mismatch"}
 
@@ -223,14 +228,18 @@ def test_mixtures_are_refined():
         for (t, target), q in zip(targets.items(), posteriors_of_digits().values(), strict=True)
     }
     joint = jointly_trained_digits()
-    seen = bm.preview(posteriors, WEIGHTS, entry, prior, targets=targets, refine=50, progress=False)
+    seen = bm.preview(
+        posteriors, WEIGHTS, entry, prior, refine=Refinement(targets, 50), progress=False
+    )
     assert distance(seen, joint).max() < 1e-3
 
 
 def test_the_mismatch_is_the_gradient_in_standard_deviations():
     targets, prior = digits()
     posteriors = posteriors_of_digits()
-    seen = bm.preview(posteriors, WEIGHTS, entry, prior, targets=targets, refine=1, progress=False)
+    seen = bm.preview(
+        posteriors, WEIGHTS, entry, prior, refine=Refinement(targets, 1), progress=False
+    )
     for alpha, mismatch in zip(WEIGHTS, seen.details["mismatch"], strict=True):
         merged = bm.merge(posteriors, alpha, prior)
         _, slope = bm.JointTarget(targets, alpha).value_and_gradient(merged.mode())
@@ -244,9 +253,8 @@ def test_gradients_are_spent_where_they_are_needed():
     targets, prior = digits()
     posteriors = posteriors_of_digits()
     weights = np.array([[1.0, 0.0, 0.0], [0.4, 0.3, 0.3]])
-    seen = bm.preview(
-        posteriors, weights, entry, prior, targets=targets, refine=50, until=1e-3, progress=False
-    )
+    refine = Refinement(targets, 50, until=1e-3)
+    seen = bm.preview(posteriors, weights, entry, prior, refine=refine, progress=False)
     assert seen.details["gradients"][0] == 1
     assert 3 < seen.details["gradients"][1] < 30
     assert seen.details["mismatch"][0] < 1e-6 < 1e-3 < seen.details["mismatch"][1]
@@ -254,19 +262,12 @@ def test_gradients_are_spent_where_they_are_needed():
 
 
 def test_refinement_says_what_it_needs():
-    posteriors, prior = correlated(2)
-    with pytest.raises(ValueError, match="pass `targets`"):
-        modes(posteriors, [[0.5, 0.5]], prior, refine=2)
-    with pytest.raises(ValueError, match="refine is -1"):
-        modes(posteriors, [[0.5, 0.5]], prior, refine=-1)
-    with pytest.raises(ValueError, match=r"until is 0.1, and refine is 0"):
-        modes(posteriors, [[0.5, 0.5]], prior, until=0.1)
+    posteriors, _ = correlated(2)
     losses = dict.fromkeys(posteriors, bm.Target(lambda p, y: y * p["b"], jnp.ones(3)))
     with pytest.raises(ValueError, match="pass `prior`"):
-        modes(posteriors, [[0.5, 0.5]], targets=losses, refine=1)
+        modes(posteriors, [[0.5, 0.5]], refine=Refinement(losses))
     beta = {"a": bm.Beta.from_concentrations(2.0, 3.0)}
     target = bm.Target(lambda p, y: -y * jnp.log(p), jnp.ones(3))
+    options = {"refine": Refinement({"a": target}), "progress": False}
     with pytest.raises(TypeError, match="a Beta, and refinement"):
-        bm.preview(
-            beta, [[1.0]], lambda p: p, beta["a"], targets={"a": target}, refine=1, progress=False
-        )
+        bm.preview(beta, [[1.0]], lambda p: p, beta["a"], **options)

@@ -36,6 +36,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import f1_score
 
 import bayesmerge as bm
+from bayesmerge.previews import Compute, Refinement, Spread, Uncompiled
 
 plt.style.use("bayesmerge.style")
 BLUE, RED, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
@@ -133,7 +134,9 @@ for question, best in asked.items():
 # to have the truth. (Where training is expensive, train on five weightings and compare those.)
 
 # %%
-joint = bm.joint_training(targets, alpha, accuracy, prior, batch_size=66, progress=False)
+joint = bm.joint_training(
+    targets, alpha, accuracy, prior, compute=Compute(weightings_at_once=66), progress=False
+)
 compared = {s: preview.compare(joint) for s, preview in seen.items()}
 print(f"{'':26s}" + "".join(f"{s:>12s}" for s in seen))
 for field, what in {
@@ -274,9 +277,9 @@ _ = fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center",
 # $t$, and the search costs no further gradients. Other models are linearised there.
 #
 # So a step costs one gradient of every task, which is one pass forward and back through all data,
-# and one pass forward. `refine` bounds their number and `until` stops early, at weightings where
-# the gradient in these coordinates, per parameter, is below it. We start from the three posteriors
-# and, to see what a merge is worth, from the prior, without any.
+# and one pass forward. A `Refinement` bounds their number by `steps`, and `until` stops early, at
+# weightings where the gradient in these coordinates, per parameter, is below it. We start from the
+# three posteriors and, to see what a merge is worth, from the prior, without any.
 
 # %%
 starts = {"prior": dict.fromkeys(targets, prior), **q}
@@ -284,9 +287,9 @@ counts = (0, 1, 2, 4, 8)
 refined, error, stopped = {}, {}, {}
 for s, qs in starts.items():
 
-    def run(refine, qs=qs, **until):
-        options = {"targets": targets, "refine": refine, "progress": False, **until}
-        return bm.preview(qs, alpha, accuracy, prior, **options)
+    def run(steps, qs=qs, **until):
+        refine = Refinement(targets, steps, **until) if steps else None
+        return bm.preview(qs, alpha, accuracy, prior, refine=refine, progress=False)
 
     refined[s] = {k: run(k) for k in counts}
     error[s] = np.array([r.compare(joint).mse for r in refined[s].values()])
@@ -313,7 +316,7 @@ _ = ax.legend(title="start")
 # isotropic and from the prior between two and four. So a richer posterior saves gradients, and here
 # that is what it is worth: a merge has no advantage left where four or more gradients can be paid
 # for at each weighting. (This is a convex problem. In a network joint training from the prior may
-# end elsewhere.) With `until` the gradients go where they are needed; neither it nor `refine`
+# end elsewhere.) With `until` the gradients go where they are needed; neither it nor `steps`
 # compiles anything again when changed.
 #
 # ### A certificate?
@@ -345,7 +348,7 @@ for s in q:
 #
 # ## Where the picture is unsure
 #
-# A posterior is more than its mode. With `num_samples` the metric is also taken over draws of each
+# A posterior is more than its mode. With a `Spread` the metric is also taken over draws of each
 # merged posterior, the same noise for all weightings, and its standard deviation is kept.
 
 # %%
@@ -354,8 +357,7 @@ drawn = bm.preview(
     alpha,
     accuracy,
     prior,
-    num_samples=16,
-    key=jax.random.key(0),
+    spread=Spread(16, jax.random.key(0)),
     progress=False,
 )
 inside = (alpha > 0).all(1)
@@ -381,8 +383,8 @@ with plt.rc_context({"axes.grid": False}):
 # ## In practice
 #
 # **Interruptions, and metrics that are not JAX.** With `save` a preview is kept in a file while it
-# runs, and the same call goes on from there. A metric of NumPy or scikit-learn needs
-# `compiled=False`, and an `executor`, such as a pool of threads, measures several models at once.
+# runs, and the same call goes on from there. A metric of NumPy or scikit-learn is wrapped as
+# `Uncompiled`, and an `executor`, such as a pool of threads, measures several models at once.
 
 # %%
 calls = 0
@@ -397,12 +399,13 @@ def macro_f1(theta):
 
 
 with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-    options = {"compiled": False, "save": Path(folder, "f1.nc"), "progress": False}
+    metric = Uncompiled(macro_f1)
+    options = {"save": Path(folder, "f1.nc"), "progress": False}
     try:
-        bm.preview(q["full"], alpha, macro_f1, prior, **options)
+        bm.preview(q["full"], alpha, metric, prior, **options)
     except RuntimeError as failure:
         print(f"after {calls} calls: {failure}")
-    f1 = bm.preview(q["full"], alpha, macro_f1, prior, executor=pool, **options)
+    f1 = bm.preview(q["full"], alpha, metric, prior, compute=Compute(pool), **options)
     print(f"{calls - 40} more calls for {len(alpha) - 39} weightings; best {f1.best().weights}")
     surfaces = {**seen, "joint training": joint}
     page = bm.plots.explore(surfaces, Path(folder, "page.html"), reference="joint training")
@@ -417,7 +420,7 @@ with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
 # from dask.distributed import Client
 #
 # with Client("scheduler:8786").get_executor() as cluster:
-#     seen = bm.preview(q, alpha, metric, prior, executor=cluster, save="preview.nc")
+#     seen = bm.preview(q, alpha, metric, prior, compute=Compute(cluster), save="preview.nc")
 # ```
 #
 # **Looking at it.** `bm.plots.explore` writes one HTML page, which needs no network, with all

@@ -4,7 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
@@ -12,8 +12,11 @@ from bayesmerge import demo as example
 from bayesmerge.cli import inputs, outputs, tables
 from bayesmerge.cli.metric import imported, reporting
 from bayesmerge.grid import simplex_grid
+from bayesmerge.previews import Basis, Climbs, Compute, Each, Fastest, Line, Uncompiled
 from bayesmerge.previews import preview as sweep
-from bayesmerge.previews.sweep import Method
+
+Modes = Literal["fastest", "each", "basis", "line", "climbs"]
+WAYS = dict(zip(get_args(Modes), (Fastest(), Each(), Basis(), Line(), Climbs()), strict=True))
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -77,10 +80,10 @@ def preview(
     lower_is_better: Annotated[
         bool, typer.Option("--lower-is-better", help="For a metric such as a loss.")
     ] = False,
-    method: Annotated[Method, typer.Option(help="How modes of full Gaussians are found.")] = "auto",
-    batch_size: Annotated[
+    modes: Annotated[Modes, typer.Option(help="How the modes of merges are found.")] = "fastest",
+    weightings_at_once: Annotated[
         int | None,
-        typer.Option(min=1, help="Weightings at once; by default what fits into 256 MB."),
+        typer.Option(min=1, help="By default as many as fit into 256 MB."),
     ] = None,
     save: Annotated[
         Path | None,
@@ -89,30 +92,28 @@ def preview(
             "spacing and metric an interrupted one goes on from it."
         ),
     ] = None,
-    not_compiled: Annotated[
+    uncompiled: Annotated[
         bool,
-        typer.Option(
-            "--not-compiled", help="For a metric not written in JAX (NumPy, scikit-learn)."
-        ),
+        typer.Option("--uncompiled", help="For a metric not written in JAX (NumPy, scikit-learn)."),
     ] = False,
 ) -> None:
     """Preview task weightings of saved posteriors: merge, take the mode, measure."""
     files = outputs.checked(output or [], save)
     inputs.require_spacing(spacing)
     with _plain_warnings():
-        measure = imported(metric)
+        function = imported(metric)
         saved = inputs.loaded(posteriors)
         inputs.require_feasible(spacing, len(saved.posteriors))
+        measure = reporting(function, metric, saved.posteriors)
         try:
             surface = sweep(
                 saved.posteriors,
                 simplex_grid(len(saved.posteriors), spacing),
-                reporting(measure, metric, saved.posteriors),
+                Uncompiled(measure) if uncompiled else measure,
                 saved.prior,
+                modes=WAYS[modes],
+                compute=Compute(weightings_at_once=weightings_at_once),
                 higher_is_better=not lower_is_better,
-                method=method,
-                batch_size=batch_size,
-                compiled=not not_compiled,
                 save=save,
             )
         except (OSError, TypeError, ValueError) as error:

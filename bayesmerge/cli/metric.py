@@ -53,7 +53,7 @@ def reporting(metric: Metric, reference: str, posteriors: Mapping[str, Any]) -> 
             remedy = f"It is called with the merged model's parameters: {_leaves(layout)}."
             if isinstance(error, (jax.errors.JAXTypeError, jax.errors.TracerArrayConversionError)):
                 remedy = (
-                    "It is compiled by JAX: write it with jax.numpy, or give --not-compiled for a "
+                    "It is compiled by JAX: write it with jax.numpy, or give --uncompiled for a "
                     "metric of NumPy or scikit-learn."
                 )
             raise typer.BadParameter(

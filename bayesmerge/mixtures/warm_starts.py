@@ -38,6 +38,13 @@ class Modes(NamedTuple):
     gradient: Float[np.ndarray, " A"]
     steps: Int[np.ndarray, " A"]
 
+    def updated(self, rows: Int[np.ndarray, " B"], of_rows: "Modes") -> "Modes":
+        """The same, with those of the weightings `rows` replaced."""
+        columns = [x.copy() for x in self]
+        for column, new in zip(columns, of_rows, strict=True):
+            column[rows] = new
+        return Modes(*columns)
+
 
 def modes_along(
     product: Product, *, max_steps: int = MAX_STEPS, progress: bool | str = False
@@ -76,7 +83,7 @@ def _with_warm_starts(
     tolerance = jnp.asarray(default_tolerance(product.layout))
     found = Modes(*_in_batches(_first, ridge, (alphas,), (*places, tolerance), progress))
     _require_maxima(found.value, alphas)
-    _finish(ridge, alphas, found, tolerance, max_steps)
+    found = _finished(ridge, alphas, found, tolerance, max_steps)
     near, is_new = _nearest(alphas), np.full(len(alphas), True)
     for _ in range(ROUNDS):
         asked = np.flatnonzero(is_new[near].any(axis=1))
@@ -86,26 +93,26 @@ def _with_warm_starts(
         height, r = _in_batches(_lent, ridge, lent)
         noise = 64 * np.finfo(height.dtype).eps * (1 + np.abs(found.value[asked]))
         is_higher = height > found.value[asked] + noise
-        rows, r = asked[is_higher], r[is_higher]
-        found.responsibilities[rows], found.steps[rows], found.gradient[rows] = r, 0, np.inf
-        _finish(ridge, alphas, found, tolerance, max_steps)
+        rows = asked[is_higher]
+        unknown, none = np.full(len(rows), np.inf), np.zeros(len(rows), int)
+        begun = Modes(r[is_higher], height[is_higher], unknown, none)
+        found = _finished(ridge, alphas, found.updated(rows, begun), tolerance, max_steps)
         is_new = np.isin(np.arange(len(alphas)), rows)
     return found
 
 
-def _finish(
+def _finished(
     ridge: Ridge, alphas: np.ndarray, found: Modes, tolerance: Float[Array, ""], max_steps: int
-) -> None:
-    """Climb on, a few steps at a time, with those that have not arrived."""
+) -> Modes:
+    """Those that have not arrived climb on, a few steps at a time."""
     while True:
         is_short = ~(found.gradient <= float(tolerance)) & (found.steps < max_steps)
         rows = np.flatnonzero(is_short & np.isfinite(found.value))
         if not len(rows):
-            return
+            return found
         at = alphas[rows], found.responsibilities[rows]
-        r, value, gradient, steps = _in_batches(_further, ridge, at, (tolerance,))
-        found.responsibilities[rows], found.value[rows], found.gradient[rows] = r, value, gradient
-        found.steps[rows] += steps
+        on = Modes(*_in_batches(_further, ridge, at, (tolerance,)))
+        found = found.updated(rows, on._replace(steps=found.steps[rows] + on.steps))
 
 
 @eqx.filter_jit
@@ -192,6 +199,6 @@ def _require_maxima(value: Float[np.ndarray, " A"], alphas: Float[np.ndarray, "A
         row = int(lost[0])
         raise ValueError(
             f"row {row} of the weightings, exponents {alphas[row].round(6).tolist()} (that of the "
-            "prior first, if there is one), subtracts more than the posteriors have: the product "
-            "has no maximum. Use smaller weights."
+            "prior first, if there is one), subtracts more precision than the posteriors have: the "
+            "product has no maximum. Use smaller weights."
         )

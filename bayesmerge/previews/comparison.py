@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from bayesmerge.previews.front import best_row, front, hypervolume
+from bayesmerge.previews.pareto import best_row, front, hypervolume
 
 TOP = 0.1
 """The share of weightings that counts as the best."""

@@ -1,4 +1,4 @@
-"""Work carried out here, or by an executor's threads and processes."""
+"""Where work is carried out: here, or by an executor's threads and processes."""
 
 import concurrent.futures
 import os
@@ -33,14 +33,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked_here)
 
 
-class Job(NamedTuple):
-    """Work for the weightings with the numbers `rows`."""
-
-    rows: Any
-    work: Callable[..., Any]
-    arguments: tuple[Any, ...]
-
-
 def usable(executor: Any) -> Executor | None:
     """`executor`, or an error where it cannot carry out work of JAX."""
     if executor is None:
@@ -65,6 +57,69 @@ def usable(executor: Any) -> Executor | None:
             f"{REMEDY}"
         )
     return executor
+
+
+class Compute(eqx.Module):
+    """Where previews are computed, and how much at once.
+
+    - `executor`: any `concurrent.futures.Executor` (threads, processes, Dask's, MPI's). It is given
+      batches of weightings or, for an `Uncompiled` metric, single models to measure. Processes must
+      be spawned, not forked: JAX deadlocks in a fork. By default the calling thread.
+    - `weightings_at_once`: how many weightings are merged, or trained, in one call of a compiled
+      program, ≥ 1. By default as many as keep the merged posteriors within 256 MB.
+
+    **Raises** `TypeError` for what is no executor, `ValueError` for one that JAX cannot run in or
+    that is shut down, and for `weightings_at_once` below 1.
+
+    ```python
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> import jax.numpy as jnp, bayesmerge as bm
+    >>> q = [bm.IsotropicGaussian.from_mean_precision(jnp.array(x), 1.0) for x in (0.0, 4.0)]
+    >>> with ThreadPoolExecutor(2) as pool:
+    ...     compute = bm.previews.Compute(pool, weightings_at_once=2)
+    ...     options = {"compute": compute, "progress": False}
+    ...     bm.preview(q, bm.simplex_grid(2, 0.25), lambda x: x, **options).best().value
+    4.0
+
+    ```
+    """
+
+    executor: Executor | None = eqx.field(default=None, converter=usable)
+    weightings_at_once: int | None = None
+
+    def __check_init__(self) -> None:
+        count = self.weightings_at_once
+        if count is not None and (count < 1 or count != int(count)):
+            raise ValueError(
+                f"weightings_at_once is {count}, and it is a number of weightings, ≥ 1; None for "
+                "as many as fit into memory."
+            )
+
+    def require_batches(self, streamed: bool) -> None:
+        """An error where weightings cannot be computed at once, and a number of them is given."""
+        if streamed and self.weightings_at_once is not None:
+            raise ValueError(
+                f"weightings_at_once is {self.weightings_at_once}, and targets are read from "
+                "streams, for one weighting after the other: leave it out, or give arrays."
+            )
+
+
+def as_compute(compute: Any) -> Compute:
+    """`compute`, or the usual one, or an error for another object."""
+    if compute is not None and not isinstance(compute, Compute):
+        raise TypeError(
+            f"compute is {compute!r}, and it must be an object such as "
+            "`bm.previews.Compute(weightings_at_once=8)`: make one, or leave it out."
+        )
+    return Compute() if compute is None else compute
+
+
+class Job(NamedTuple):
+    """Work for the weightings with the numbers `rows`."""
+
+    rows: Any
+    work: Callable[..., Any]
+    arguments: tuple[Any, ...]
 
 
 def is_forked() -> bool:

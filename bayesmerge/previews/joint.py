@@ -1,7 +1,6 @@
 """Training on every weighting of the losses: what a preview predicts."""
 
 import os
-from concurrent.futures import Executor
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,25 +9,27 @@ from jaxtyping import Array, Float, PyTree
 
 from bayesmerge.fit.optimise import find_mode
 from bayesmerge.fit.target import JointTarget
-from bayesmerge.previews.executors import usable
-from bayesmerge.previews.measure import Means, Metric, Model
-from bayesmerge.previews.record import Part, Record, fill
+from bayesmerge.previews.executors import Compute, as_compute
+from bayesmerge.previews.measure import Metric, Model, function_of
+from bayesmerge.previews.modes import Group
+from bayesmerge.previews.record import Record, fill
 from bayesmerge.previews.result import Preview
+from bayesmerge.priors import Prior
 from bayesmerge.tasks import as_weights, in_float64, named
+
+AT_ONCE = 32
 
 
 def joint_training(
     targets: Any,
     weights: Any,
     metric: Metric,
-    prior: Any = None,
+    prior: Prior = None,
     *,
     start: PyTree | None = None,
     max_steps: int = 2000,
+    compute: Compute | None = None,
     higher_is_better: bool = True,
-    batch_size: int = 32,
-    compiled: bool = True,
-    executor: Executor | None = None,
     save: str | os.PathLike[str] | None = None,
     progress: bool | str = True,
 ) -> Preview:
@@ -41,10 +42,8 @@ def joint_training(
     - `targets`: ℓ_t, a mapping from task names to targets, or a sequence.
     - `prior`: p_0 = N(θ_0, H_0⁻¹), an `ExactPrior`, or `None` for a flat one.
     - `start`, `max_steps`: as in `find_mode`; a neural network needs a start.
-    - `weights`, `metric`, `higher_is_better`, `compiled`, `save`, `progress`: as in `preview`.
-    - `batch_size`: weightings trained at once.
-    - `executor`: any `concurrent.futures.Executor`, which is given batches of weightings to train,
-      or where `compiled` is `False` trained models to measure.
+    - `weights`, `metric`, `compute`, `higher_is_better`, `save`, `progress`: as in `preview`; by
+      default 32 weightings are trained at once.
 
     **Returns** a `Preview`, for `preview(…).compare(…)`; its `details` are the `steps` taken.
 
@@ -64,11 +63,10 @@ def joint_training(
     Source: FP equation 1 with the prior of FP equation 7; GM equation 7.
     """
     names, losses = named(targets, "targets")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, and it is a number of weightings, ≥ 1.")
     alpha = jnp.atleast_2d(as_weights(weights, names))
     streamed = any(target.is_streamed for target in losses)
-    means = Means(metric, compiled, not streamed, usable(executor))
+    compute = as_compute(compute)
+    compute.require_batches(streamed)
     models = (losses, prior, start, max_steps)
     starts = {
         "targets": losses,
@@ -76,13 +74,12 @@ def joint_training(
         "start": start,
         "max_steps": max_steps,
         "weights": alpha,
-        "metric": metric,
+        "metric": function_of(metric),
     }
     record = Record(in_float64(weights, names), names, higher_is_better, save, starts)
-    part = Part(_joint_mode, models, alpha, np.arange(len(alpha)), batch_size)
-    return Preview.of(
-        fill(record, [part], means, "joint training" if progress is True else progress)
-    )
+    groups = [Group(_joint_mode, models, alpha, np.arange(len(alpha)), AT_ONCE)]
+    bar = "joint training" if progress is True else progress
+    return Preview.of(fill(record, groups, metric, compute, streamed, bar))
 
 
 def _joint_mode(models: tuple[Any, ...], alpha: Float[Array, " T"]) -> Model:

@@ -1,4 +1,4 @@
-"""The metric of many models: a batch of them in one compiled program, or one after the other."""
+"""The metric of many models: many of them in one compiled program, or one after the other."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -13,13 +13,46 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from bayesmerge.families.checks import all_finite
 from bayesmerge.previews.executors import Job, carried_out
+from bayesmerge.previews.modes import Group
 from bayesmerge.tasks import texts
 
 Metric: TypeAlias = Callable[[PyTree], Any]
-ModelAt: TypeAlias = Callable[[Any, Any], "Model"]
+"""params → a scalar, or a mapping from names to scalars."""
+
+Find: TypeAlias = Callable[[Any, Any], "Model"]
+"""(models, weighting) → `Model`."""
 
 RESERVED = {"weights", "task", "weighting"}
 DETAILS = {"mode error", "gradients", "mismatch", "last mismatch", "spread", "steps"}
+
+
+class Uncompiled(eqx.Module):
+    """A metric that is no function of JAX (NumPy, scikit-learn): it is called with one model after
+    the other, and what it does is not compiled.
+
+    - `metric`: `metric(params)` is a number, or a mapping from names to numbers.
+
+    ```python
+    >>> import jax.numpy as jnp, bayesmerge as bm
+    >>> q = [bm.IsotropicGaussian.from_mean_precision(jnp.array(x), 1.0) for x in (0.0, 4.0)]
+    >>> def rounded(x):
+    ...     return 1.0 if float(x) > 1 else 0.0
+    >>> metric = bm.previews.Uncompiled(rounded)
+    >>> bm.preview(q, bm.simplex_grid(2, 0.5), metric, progress=False).values()
+    array([1., 1., 0.])
+
+    ```
+    """
+
+    metric: Metric
+
+    def __call__(self, params: PyTree) -> Any:
+        return self.metric(params)
+
+
+def function_of(metric: Metric) -> Metric:
+    """The bare function."""
+    return metric.metric if isinstance(metric, Uncompiled) else metric
 
 
 class Model(NamedTuple):
@@ -44,97 +77,91 @@ class Batch(NamedTuple):
     measured: Measured
 
 
-class Means(NamedTuple):
-    """What measures: a metric, whether JAX compiles it, whether it compiles the models, and who
-    carries the work out."""
-
-    metric: Metric
-    compiled: bool = True
-    models_compiled: bool = True
-    executor: Executor | None = None
-
-
 def measure(
-    model_at: ModelAt, models: Any, weightings: PyTree, batch_size: int, means: Means
+    group: Group, metric: Metric, executor: Executor | None = None, streamed: bool = False
 ) -> Iterator[Batch]:
-    """`metric(model_at(models, w))` for every w along the leading axis of `weightings`, as batches
-    are finished: `batch_size` models at a time in one compiled program."""
-    jobs = _jobs(model_at, models, weightings, batch_size, means)
-    for rows, measured in carried_out(jobs, means.executor):
-        yield Batch(rows, measured)
+    """`metric(group.find(group.models, w))` for every w of a group that finds a `Model`, as batches
+    are finished: `group.at_once` models in one compiled program, or where data are `streamed` one
+    model after the other."""
+    jobs = _one_by_one(group, metric) if streamed else _together(group, metric)
+    for rows, measured in carried_out(jobs, executor):
+        yield Batch(group.rows[rows], measured)
 
 
-def _jobs(
-    model_at: ModelAt, models: Any, weightings: PyTree, batch_size: int, means: Means
-) -> Iterator[Job]:
-    count = len(jax.tree.leaves(weightings)[0])
-    batch_size = min(batch_size, count) if means.models_compiled else 1
-    for first in range(0, count, batch_size):
-        rows = np.arange(first, min(first + batch_size, count))
-        index = np.minimum(np.arange(first, first + batch_size), count - 1)
-        batch = jax.tree.map(lambda x, index=index: jnp.asarray(x[index]), weightings)
-        if means.compiled and means.models_compiled:
-            yield Job(rows, _measure_batch, (model_at, models, means.metric, batch, len(rows)))
-        elif means.models_compiled:
-            found = _models_together(model_at, models, batch)
+def _one_by_one(group: Group, metric: Metric) -> Iterator[Job]:
+    for row in range(len(group.rows)):
+        w = jax.tree.map(lambda x, row=row: jnp.asarray(x[row]), group.weightings)
+        arguments = function_of(metric), group.find, group.models, w
+        yield Job(np.array([row]), _find_and_measure, arguments)
+
+
+def _together(group: Group, metric: Metric) -> Iterator[Job]:
+    count = len(group.rows)
+    size = min(group.at_once, count)
+    for first in range(0, count, size):
+        rows = np.arange(first, min(first + size, count))
+        index = np.minimum(np.arange(first, first + size), count - 1)
+        batch = jax.tree.map(lambda x, index=index: jnp.asarray(x[index]), group.weightings)
+        if isinstance(metric, Uncompiled):
+            found = _found_together(group.find, group.models, batch)
             for i in range(len(rows)):
                 model = jax.tree.map(lambda x, i=i: x[i], found)
-                yield Job(rows[i : i + 1], _measure_one, (means.metric, model))
+                yield Job(rows[i : i + 1], _measure_one, (metric.metric, model))
         else:
-            w = jax.tree.map(lambda x: x[0], batch)
-            yield Job(rows, _find_and_measure, (means.metric, model_at, models, w))
+            yield Job(rows, _measure_batch, (group.find, group.models, metric, batch, len(rows)))
 
 
-def _measure_batch(
-    model_at: ModelAt, models: Any, metric: Metric, batch: PyTree, kept: int
-) -> Measured:
+def _measure_batch(find: Find, models: Any, metric: Metric, batch: PyTree, kept: int) -> Measured:
     try:
-        values = _measured_together(model_at, models, metric, batch)
+        values = _measured_together(find, models, metric, batch)
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
         raise TypeError(
             "the metric is compiled by JAX, and it looks at values as NumPy or Python's `if` and "
-            "`float` do. Write it with jax.numpy, or pass compiled=False."
+            "`float` do. Write it with jax.numpy, or wrap it: `bm.previews.Uncompiled(metric)`."
         ) from error
     return jax.tree.map(lambda x: np.asarray(x)[:kept], values)
 
 
 def _measure_one(metric: Metric, model: Model) -> Measured:
-    return jax.tree.map(lambda x: np.asarray(x)[None], _measured(metric, model, _in_turn))
+    return jax.tree.map(lambda x: np.asarray(x)[None], _measured(metric, model, _over_draws))
 
 
-def _find_and_measure(metric: Metric, model_at: ModelAt, models: Any, w: PyTree) -> Measured:
-    return _measure_one(metric, model_at(models, w))
-
-
-@eqx.filter_jit
-def _measured_together(model_at: ModelAt, models: Any, metric: Metric, batch: PyTree) -> Measured:
-    return jax.vmap(lambda w: _measured(metric, model_at(models, w), _together))(batch)
+def _find_and_measure(metric: Metric, find: Find, models: Any, w: PyTree) -> Measured:
+    return _measure_one(metric, find(models, w))
 
 
 @eqx.filter_jit
-def _models_together(model_at: ModelAt, models: Any, batch: PyTree) -> Model:
-    return jax.vmap(lambda w: model_at(models, w))(batch)
+def _measured_together(find: Find, models: Any, metric: Metric, batch: PyTree) -> Measured:
+    return jax.vmap(lambda w: _measured(metric, find(models, w), jax.vmap))(batch)
 
 
-def _measured(metric: Metric, model: Model, over_draws: Callable[..., Any]) -> Measured:
+@eqx.filter_jit
+def _found_together(find: Find, models: Any, batch: PyTree) -> Model:
+    return jax.vmap(lambda w: find(models, w))(batch)
+
+
+def _measured(
+    metric: Metric, model: Model, mapped: Callable[[Metric], Callable[[PyTree], Any]]
+) -> Measured:
     metrics = _metrics(metric, model.params)
     if model.draws is None:
         return Measured(metrics, model.details)
-    of_draws = over_draws(lambda theta: _metrics(metric, theta), model.draws)
+    of_draws = mapped(lambda theta: _metrics(metric, theta))(model.draws)
     of_draws = {f"spread of {name}": values for name, values in of_draws.items()}
     of_draws["spread"] = sum(of_draws.values()) / len(of_draws)
     spreads = {name: jnp.std(values, ddof=1) for name, values in of_draws.items()}
     return Measured(metrics, model.details | spreads)
 
 
-def _together(function: Callable[[PyTree], Any], draws: PyTree) -> Any:
-    return jax.vmap(function)(draws)
+def _over_draws(function: Metric) -> Callable[[PyTree], Any]:
+    """`jax.vmap`, by calls of one draw after the other."""
 
+    def of_all(draws: PyTree) -> Any:
+        count = len(jax.tree.leaves(draws)[0])
+        values = [function(jax.tree.map(lambda x, s=s: x[s], draws)) for s in range(count)]
+        return jax.tree.map(lambda *x: jnp.stack(x), *values)
 
-def _in_turn(function: Callable[[PyTree], Any], draws: PyTree) -> Any:
-    count = len(jax.tree.leaves(draws)[0])
-    values = [function(jax.tree.map(lambda x, s=s: x[s], draws)) for s in range(count)]
-    return jax.tree.map(lambda *x: jnp.stack(x), *values)
+    return of_all
 
 
 def _metrics(metric: Metric, params: PyTree) -> "OrderedDict[str, Float[Array, '']]":
@@ -161,7 +188,7 @@ def _metrics(metric: Metric, params: PyTree) -> "OrderedDict[str, Float[Array, '
     if not arrays or set(arrays) & (RESERVED | DETAILS):
         raise ValueError(
             f"the metric returned the names {tuple(arrays)}; there must be at least one, and "
-            f"{tuple(sorted(RESERVED | DETAILS))} are names of the result's own."
+            f"{tuple(sorted(RESERVED | DETAILS))} are reserved names."
         )
     for name, value in arrays.items():
         if value.shape != ():

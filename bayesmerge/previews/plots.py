@@ -16,8 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from bayesmerge.previews import densities as _densities
-from bayesmerge.previews import pictures
+from bayesmerge.previews import marginals, pictures
 from bayesmerge.previews.explorer import explore
 from bayesmerge.previews.result import Aggregate, Preview
 
@@ -73,14 +72,14 @@ def densities(
     by_name = dict(posteriors) if isinstance(posteriors, Mapping) else {"posterior": posteriors}
     first = _require_same_layout(by_name)
     if model is None:
-        entries, remark = _densities.chosen(_densities.leaves_of(first.layout), names)
-        curves = {name: _densities.curves(q, entries) for name, q in by_name.items()}
+        entries, remark = marginals.chosen(marginals.leaves_of(first.layout), names)
+        curves = {name: marginals.curves(q, entries) for name, q in by_name.items()}
     else:
-        key, count = jax.random.key(0), _densities.NUM_DRAWS
+        key, count = jax.random.key(0), marginals.NUM_DRAWS
         draws = {name: model.draws(q, key, count) for name, q in by_name.items()}
-        leaves = _densities.leaves_of_sites(next(iter(draws.values())))
-        entries, remark = _densities.chosen(leaves, names)
-        curves = {name: _densities.site_curves(x, entries) for name, x in draws.items()}
+        leaves = marginals.leaves_of_sites(next(iter(draws.values())))
+        entries, remark = marginals.chosen(leaves, names)
+        curves = {name: marginals.site_curves(x, entries) for name, x in draws.items()}
     return pictures.densities(axes, curves, [e.name for e in entries], remark)
 
 
@@ -130,7 +129,9 @@ def ternaries(
     options = {"label": first.label(metric), "reference": reference} | options
     if isinstance(metric, str) and metric in first.details:
         options = {"starred": False} | options
-    return pictures.ternaries(axes, first.weights, values, first.tasks, _best(first), **options)
+    return pictures.ternaries(
+        axes, first.weights, values, first.tasks, first.higher_is_better, **options
+    )
 
 
 def pairs(
@@ -148,7 +149,9 @@ def pairs(
     """
     first, values = _common(previews, metric)
     options = {"label": first.label(metric), "reference": reference} | options
-    return pictures.pairs(axes, first.weights, values, first.tasks, _best(first), **options)
+    return pictures.pairs(
+        axes, first.weights, values, first.tasks, first.higher_is_better, **options
+    )
 
 
 def histogram(
@@ -189,7 +192,9 @@ def fronts(
         name: np.stack([seen.values(metric) for metric in metrics], axis=1)
         for name, seen in previews.items()
     }
-    return pictures.front(ax, points, metrics, _best(first), reference=reference, **options)
+    return pictures.front(
+        ax, points, metrics, first.higher_is_better, reference=reference, **options
+    )
 
 
 def parallel_coordinates(
@@ -203,7 +208,7 @@ def parallel_coordinates(
     options = {"label": preview.label(metric)} | options
     values = preview.values(metric)
     return pictures.parallel_coordinates(
-        ax, preview.weights, values, preview.tasks, _best(preview), **options
+        ax, preview.weights, values, preview.tasks, preview.higher_is_better, **options
     )
 
 
@@ -220,7 +225,9 @@ def slices(
     """
     options = {"label": preview.label(metric)} | options
     values = preview.values(metric)
-    return pictures.slices(axes, preview.weights, values, preview.tasks, _best(preview), **options)
+    return pictures.slices(
+        axes, preview.weights, values, preview.tasks, preview.higher_is_better, **options
+    )
 
 
 def _require_simplex(seen: Preview) -> None:
@@ -267,7 +274,3 @@ def _common(
                 "beside each other must have the same tasks and weightings."
             )
     return first, {name: seen.values(metric) for name, seen in previews.items()}
-
-
-def _best(preview: Preview) -> Any:
-    return np.nanmax if preview.higher_is_better else np.nanmin

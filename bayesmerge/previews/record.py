@@ -6,29 +6,20 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Float, Int
 
 from bayesmerge.families.show import one_line
 from bayesmerge.fingerprint import PYTHON, as_fingerprint, differences, fingerprint, settled
+from bayesmerge.previews.executors import Compute
 from bayesmerge.previews.file import Table, read, require_storable, writable, write
-from bayesmerge.previews.measure import Means, Measured, ModelAt, measure
+from bayesmerge.previews.measure import Measured, Metric, measure
+from bayesmerge.previews.modes import Group
 
 SECONDS_BETWEEN_WRITES = 15.0
-
-
-class Part(NamedTuple):
-    """`model_at(models, w)` for every w along the leading axis of `weightings`, which are those of
-    the numbers `rows`, `batch_size` at a time."""
-
-    model_at: ModelAt
-    models: Any
-    weightings: PyTree
-    rows: Int[np.ndarray, " R"]
-    batch_size: int
 
 
 class Record:
@@ -120,8 +111,15 @@ class Record:
         return table
 
 
-def fill(record: Record, parts: Iterable[Part], means: Means, progress: bool | str) -> Table:
-    """Measure what the record does not have yet."""
+def fill(
+    record: Record,
+    groups: Iterable[Group],
+    metric: Metric,
+    compute: Compute,
+    streamed: bool,
+    progress: bool | str,
+) -> Table:
+    """Measure what the record does not have yet, of groups that together are all weightings."""
     from tqdm import tqdm
 
     found = record.table.found
@@ -129,13 +127,14 @@ def fill(record: Record, parts: Iterable[Part], means: Means, progress: bool | s
     bar = tqdm(total=len(found), desc=name, disable=not progress, unit=" weightings")
     with bar, record.kept() as keep:
         bar.update(int(found.sum()))
-        for part in parts:
-            left = ~found[part.rows]
+        for group in groups:
+            left = ~found[group.rows]
             if not left.any():
                 continue
-            rows = part.rows[left]
-            weightings = jax.tree.map(lambda x, left=left: x[left], part.weightings)
-            for batch in measure(part.model_at, part.models, weightings, part.batch_size, means):
-                keep(rows[batch.rows], batch.measured)
-                bar.update(len(batch.rows))
+            weightings = jax.tree.map(lambda x, left=left: x[left], group.weightings)
+            at_once = compute.weightings_at_once or group.at_once
+            rest = group._replace(weightings=weightings, rows=group.rows[left], at_once=at_once)
+            for rows, measured in measure(rest, metric, compute.executor, streamed):
+                keep(rows, measured)
+                bar.update(len(rows))
     return record.table

@@ -14,7 +14,7 @@ from bayesmerge.arrays import in_row_order
 from bayesmerge.families.show import one_line, table
 from bayesmerge.previews import file, pictures
 from bayesmerge.previews.comparison import Comparison, compared
-from bayesmerge.previews.front import Front, best_row, front, hypervolume
+from bayesmerge.previews.pareto import Front, best_row, front, hypervolume
 from bayesmerge.tasks import in_float64, texts
 
 if TYPE_CHECKING:

@@ -2,11 +2,11 @@
 
 from bayesmerge.previews.pictures.compare import front, histogram
 from bayesmerge.previews.pictures.curves import curve, curves, pairs
-from bayesmerge.previews.pictures.densities import densities
 from bayesmerge.previews.pictures.many import parallel_coordinates, profiles, slices
+from bayesmerge.previews.pictures.marginals import densities
 from bayesmerge.previews.pictures.style import COLOURS
 from bayesmerge.previews.pictures.surface import draw
-from bayesmerge.previews.pictures.ternary import CORNERS, ternaries, ternary
+from bayesmerge.previews.pictures.triangle import CORNERS, ternaries, ternary
 
 __all__ = [
     "COLOURS",

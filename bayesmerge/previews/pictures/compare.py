@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from bayesmerge.previews.front import front as pareto_front
+from bayesmerge.previews.pareto import front as pareto_front
 from bayesmerge.previews.pictures.style import (
     DASHES,
-    Best,
     axes_or_new,
     colour,
-    higher_is_better,
     line_style,
     previews_and_reference,
 )
@@ -84,7 +82,7 @@ def front(
     ax: "Axes | None",
     points_by_name: Mapping[str, Float[np.ndarray, "_ 2"]],
     metrics: tuple[str, str],
-    best: Best = np.nanmax,
+    higher_is_better: bool = True,
     *,
     reference: str | None = None,
     zoom: bool = False,
@@ -93,13 +91,12 @@ def front(
     surface: what no other weighting of it betters in both. The `reference` is grey.
 
     - `points_by_name`: the two metrics of every weighting, in the order of `metrics`.
-    - `best`: which values of both are better.
+    - `higher_is_better`: of both.
     - `zoom`: whether the axes end at the fronts rather than at all dots.
     """
     surfaces, truth = previews_and_reference(points_by_name, reference)
     ax = axes_or_new(ax)
-    higher = higher_is_better(best)
-    where: Literal["pre", "post"] = "pre" if higher else "post"
+    where: Literal["pre", "post"] = "pre" if higher_is_better else "post"
     looks = [line_style(index) for index in range(len(surfaces))]
     drawn = list(zip(surfaces.items(), looks, strict=True))
     if truth is not None and reference is not None:
@@ -110,7 +107,9 @@ def front(
         dots = {"color": look["color"], "marker": look["marker"], "alpha": 0.25}
         ax.plot(*points.T, linestyle="", markersize=3, zorder=1, markeredgewidth=0, **dots)
         known = points[~np.isnan(points).any(1)]
-        edge = known[pareto_front(known, higher)][:: -1 if higher else 1] if len(known) else known
+        if len(known):
+            known = known[pareto_front(known, higher_is_better)]
+        edge = known[::-1] if higher_is_better else known
         ax.step(*edge.T, where=where, label=artist_label(name), zorder=2, **look)
         edges.append(edge)
     if zoom:
@@ -118,7 +117,7 @@ def front(
         every = np.concatenate([points for (_, points), _ in drawn])
         least = 0.02 * (np.nanmax(every, axis=0) - np.nanmin(every, axis=0)) + 1e-9
         margin = np.maximum(0.3 * np.ptp(ends, axis=0), least)
-        below, beyond = (margin, least) if higher else (least, margin)
+        below, beyond = (margin, least) if higher_is_better else (least, margin)
         (left, bottom), (right, top) = ends.min(0) - below, ends.max(0) + beyond
         ax.set(xlim=(left, right), ylim=(bottom, top))
     ax.set_xlabel(wrapped(metrics[0], 60), **VERBATIM)

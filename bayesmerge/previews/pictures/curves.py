@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float
 from bayesmerge.families.show import one_line
 from bayesmerge.previews.pictures.style import (
     REFERENCE,
-    Best,
     axes_or_new,
     best_row,
     chosen_tasks,
@@ -31,7 +30,7 @@ def curves(
     weights: Float[np.ndarray, "A 2"],
     values_by_name: Mapping[str, Float[np.ndarray, " A"]],
     tasks: tuple[str, ...],
-    best: Best = np.nanmax,
+    higher_is_better: bool = True,
     *,
     reference: str | None = None,
     label: str = "metric",
@@ -49,11 +48,11 @@ def curves(
     for index, (name, values) in enumerate(surfaces.items()):
         ax.plot(x, values[order], label=artist_label(name), **line_style(index))
         if starred:
-            _star(ax, x, values[order], best, colour(index))
+            _star(ax, x, values[order], higher_is_better, colour(index))
     if truth is not None and reference is not None:
         dots: dict[str, Any] = {"color": REFERENCE, "markersize": 9, "zorder": 1.9}
         ax.plot(x, truth[order], ".", label=artist_label(reference), **dots)
-        _star(ax, x, truth[order], best, "white")
+        _star(ax, x, truth[order], higher_is_better, "white")
     ax.margins(y=0.08)
     ax.set_xlabel(_weight_of(tasks, 60), **VERBATIM)
     ax.set_ylabel(wrapped(label, 40), **VERBATIM)
@@ -67,14 +66,14 @@ def curve(
     weights: Float[np.ndarray, "A 2"],
     values: Float[np.ndarray, " A"],
     tasks: tuple[str, ...],
-    best: Best = np.nanmax,
+    higher_is_better: bool = True,
     *,
     label: str = "metric",
     starred: bool = True,
     **_: Any,
 ) -> None:
     """The metric against the weight of the first of two tasks; the best is marked."""
-    curves(ax, weights, {label: values}, tasks, best, label=label, starred=starred)
+    curves(ax, weights, {label: values}, tasks, higher_is_better, label=label, starred=starred)
 
 
 def pairs(
@@ -82,7 +81,7 @@ def pairs(
     weights: Float[np.ndarray, "A T"],
     values_by_name: Mapping[str, Float[np.ndarray, " A"]],
     tasks: tuple[str, ...],
-    best: Best = np.nanmax,
+    higher_is_better: bool = True,
     *,
     reference: str | None = None,
     label: str = "metric",
@@ -105,7 +104,7 @@ def pairs(
         along = weights[on_edge][:, list(edge)]
         there = {name: np.asarray(values)[on_edge] for name, values in values_by_name.items()}
         two = (tasks[edge[0]], tasks[edge[1]])
-        curves(ax, along, there, two, best, reference=reference, label=label)
+        curves(ax, along, there, two, higher_is_better, reference=reference, label=label)
         ax.set_xlabel(_weight_of(two, 26), **VERBATIM)
         ax.set_xticks([0, 0.5, 1])
     limits = np.array([ax.get_ylim() for ax in drawn])
@@ -160,10 +159,10 @@ def _star(
     ax: "Axes",
     x: Float[np.ndarray, " A"],
     y: Float[np.ndarray, " A"],
-    best: Best,
+    higher_is_better: bool,
     fill: str,
 ) -> None:
-    row = best_row(y, best)
+    row = best_row(y, higher_is_better)
     if row is not None:
         ax.plot(x[row], y[row], **star(fill))
 

@@ -8,13 +8,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bayesmerge.previews.pictures.style import (
-    Best,
     axes_or_new,
     best_row,
     chosen_tasks,
     colour_range,
     finite,
-    higher_is_better,
     line_style,
     panels,
     star,
@@ -36,12 +34,13 @@ def profiles(
     weights: Float[np.ndarray, "A T"],
     values: Float[np.ndarray, " A"],
     tasks: tuple[str, ...],
-    best: Best = np.nanmax,
+    higher_is_better: bool = True,
     *,
     label: str = "metric",
     **_: Any,
 ) -> None:
     """For every task the best value attainable at each of its weights, over the other weights."""
+    best = np.nanmax if higher_is_better else np.nanmin
     for t, task in enumerate(tasks):
         places, group = _groups(weights[:, t])
         seen = [g for g in range(len(places)) if not np.isnan(values[group == g]).all()]
@@ -57,7 +56,7 @@ def parallel_coordinates(
     weights: Float[np.ndarray, "A T"],
     values: Float[np.ndarray, " A"],
     tasks: tuple[str, ...],
-    best: Best = np.nanmax,
+    higher_is_better: bool = True,
     *,
     top: int = 5,
     vmin: float | None = None,
@@ -74,7 +73,7 @@ def parallel_coordinates(
     values = finite(values)
     low, high = colour_range(values, vmin, vmax)
     ax = axes_or_new(ax, figsize=(1.3 * len(tasks) + 1.5, 4))
-    order = np.argsort(values if higher_is_better(best) else -values)
+    order = np.argsort(values if higher_is_better else -values)
     order = order[~np.isnan(values[order])]
     floor, ceiling = min(0.0, weights.min()), max(1.0, weights.max())
     ends = floor + (ceiling - floor) * np.clip((values - low) / (high - low), 0, 1)
@@ -121,7 +120,7 @@ def slices(
     weights: Float[np.ndarray, "A T"],
     values: Float[np.ndarray, " A"],
     tasks: tuple[str, ...],
-    best: Best = np.nanmax,
+    higher_is_better: bool = True,
     *,
     vmin: float | None = None,
     vmax: float | None = None,
@@ -141,10 +140,10 @@ def slices(
     low, high = colour_range(values, vmin, vmax)
     made = axes is None
     drawn = _lower_triangle(len(columns)) if axes is None else panels(axes, len(couples))
-    row = best_row(values, best)
+    row = best_row(values, higher_is_better)
     limits = []
     for ax, (a, b) in zip(drawn, couples, strict=True):
-        edges, attained = _attained(weights[:, [a, b]], values, best)
+        edges, attained = _attained(weights[:, [a, b]], values, higher_is_better)
         ax.grid(False)
         mesh = ax.pcolormesh(*edges, attained, cmap=cmap, vmin=low, vmax=high)
         if row is not None:
@@ -173,12 +172,12 @@ def slices(
 
 
 def _attained(
-    weights: Float[np.ndarray, "A 2"], values: Float[np.ndarray, " A"], best: Best
+    weights: Float[np.ndarray, "A 2"], values: Float[np.ndarray, " A"], higher_is_better: bool
 ) -> tuple[list[Float[np.ndarray, " _"]], Float[np.ndarray, "Y X"]]:
     """Edges of the cells across and up, and the best value in each cell, NaN if none."""
     (across, column), (up, row) = (_groups(weight) for weight in weights.T)
     attained = np.full((len(up), len(across)), np.nan)
-    better = np.fmax if higher_is_better(best) else np.fmin
+    better = np.fmax if higher_is_better else np.fmin
     better.at(attained, (row, column), values)
     return [_cell_edges(across), _cell_edges(up)], attained
 

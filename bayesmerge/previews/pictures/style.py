@@ -1,6 +1,6 @@
 """What the pictures of previews share: axes, colours, which value is the best."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,8 +8,6 @@ from jaxtyping import Float
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Best = Callable[[np.ndarray], float]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
@@ -79,16 +77,11 @@ def star(fill: str) -> dict[str, Any]:
     }
 
 
-def higher_is_better(best: Best) -> bool:
-    """Whether `best` takes the larger of two values."""
-    return float(best(np.array([0.0, 1.0]))) == 1.0
-
-
-def best_row(values: Float[np.ndarray, " A"], best: Best) -> int | None:
+def best_row(values: Float[np.ndarray, " A"], higher_is_better: bool) -> int | None:
     """The first row that attains the best value, or `None` where all are NaN."""
     if np.isnan(values).all():
         return None
-    return int(np.flatnonzero(values == best(values))[0])
+    return int(np.nanargmax(values) if higher_is_better else np.nanargmin(values))
 
 
 def colour_range(

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from bayesmerge.previews.pictures.curves import curve
 from bayesmerge.previews.pictures.many import profiles
 from bayesmerge.previews.pictures.style import axes_or_new, finite
-from bayesmerge.previews.pictures.ternary import ternary
+from bayesmerge.previews.pictures.triangle import ternary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,10 +25,9 @@ def draw(
 ) -> "Axes":
     """The picture that suits the number of tasks; see `Preview.plot`."""
     ax = axes_or_new(ax)
-    best = np.nanmax if higher_is_better else np.nanmin
     on_simplex = np.allclose(weights.sum(1), 1) and (weights >= 0).all()
     spans = np.linalg.matrix_rank(weights - weights[:1]) == len(tasks) - 1
     by_number: dict[int, Callable[..., Any]] = {2: curve, 3: ternary}
     picture = by_number.get(len(tasks), profiles) if on_simplex and spans else profiles
-    picture(ax, weights, finite(values), tasks, best, **options)
+    picture(ax, weights, finite(values), tasks, higher_is_better, **options)
     return ax

@@ -8,7 +8,6 @@ from jaxtyping import Float
 
 from bayesmerge.families.show import one_line
 from bayesmerge.previews.pictures.style import (
-    Best,
     best_row,
     colour_range,
     panels,
@@ -38,7 +37,7 @@ def ternary(
     weights: Float[np.ndarray, "A 3"],
     values: Float[np.ndarray, " A"],
     tasks: tuple[str, ...],
-    best: Best = np.nanmax,
+    higher_is_better: bool = True,
     *,
     vmin: float | None = None,
     vmax: float | None = None,
@@ -70,7 +69,7 @@ def ternary(
         extend="both" if outside else "neither",
     )
     ax.plot(*np.vstack([CORNERS, CORNERS[:1]]).T, color="0.2", linewidth=1)
-    row = best_row(values, best) if starred else None
+    row = best_row(values, higher_is_better) if starred else None
     if row is not None:
         ax.plot(*points[row], label="best", **star("white"))
     _corner_labels(ax, tasks)
@@ -88,7 +87,7 @@ def ternaries(
     weights: Float[np.ndarray, "A 3"],
     values_by_name: Mapping[str, Float[np.ndarray, " A"]],
     tasks: tuple[str, ...],
-    best: Best = np.nanmax,
+    higher_is_better: bool = True,
     *,
     reference: str | None = None,
     levels: Levels = 12,
@@ -105,11 +104,11 @@ def ternaries(
     _, truth = previews_and_reference(values_by_name, reference)
     edges = _level_edges(np.concatenate(list(surfaces.values())), levels)
     drawn = _row_of_axes(len(surfaces)) if axes is None else panels(axes, len(surfaces))
-    target = None if truth is None or not starred else best_row(truth, best)
+    target = None if truth is None or not starred else best_row(truth, higher_is_better)
     scale: dict[str, Any] = {"levels": edges, "cmap": cmap, "colorbar": False, "starred": starred}
     filled = []
     for ax, (name, values) in zip(drawn, surfaces.items(), strict=True):
-        filled.append(ternary(ax, weights, values, tasks, best, **scale))
+        filled.append(ternary(ax, weights, values, tasks, higher_is_better, **scale))
         if target is not None and name != reference:
             ax.plot(
                 *weights[target] @ CORNERS,

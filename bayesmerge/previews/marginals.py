@@ -10,7 +10,7 @@ import numpy as np
 
 from bayesmerge.families.layout import Layout
 from bayesmerge.families.show import leaf_name
-from bayesmerge.previews.pictures.densities import Curve
+from bayesmerge.previews.pictures.marginals import Curve
 
 MOST = 12
 """Entries that are drawn where none are named."""
