@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from bayesmerge.families.base import keys_like
+from bayesmerge.families.trees import keys_like
 from bayesmerge.keys import as_key
 from bayesmerge.previews.modes import Start
 

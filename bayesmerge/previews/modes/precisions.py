@@ -21,7 +21,8 @@ SAFETY = 0.9
 
 def is_dense(posterior: Any) -> bool:
     """Whether a posterior is a Gaussian of which the precision is one matrix."""
-    return isinstance(posterior, AbstractGaussian) and posterior.precision.structure == Full()
+    is_gaussian = isinstance(posterior, AbstractGaussian)
+    return is_gaussian and isinstance(posterior.precision.structure, Full)
 
 
 def not_dense(posterior: Any) -> str:
