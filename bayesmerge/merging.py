@@ -4,7 +4,7 @@
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import equinox as eqx
@@ -230,6 +230,11 @@ def remove(posterior: Q, part: Any, weight: float = 1.0) -> Q:
 
     Source: GMA equations 13 and 14 as quotients of posteriors.
     """
+    if isinstance(weight, Mapping):
+        raise TypeError(
+            f"weight is a {type(weight).__name__}, and it is one number, how much of `part` to "
+            "remove: remove one part after the other."
+        )
     exponent = jnp.asarray(weight, float)
     if is_concrete(exponent):
         require_finite(exponent, "weight")
@@ -286,6 +291,11 @@ def _without_task(posterior: Any, origin: Origin | None, name: str, weight: Arra
     prior = own.prior if prior is None and own is not None else prior
     factor = likelihood_factor(q, None if is_flat(prior) else prior)
     alpha = origin.weights[name]
+    if is_concrete(alpha) and not np.any(np.asarray(alpha)):
+        raise ValueError(
+            f"part is '{name}', which has weight 0 in this posterior: it was removed before, or "
+            "merged with weight 0."
+        )
     quotient = _quotient(posterior, factor, weight * alpha)
     weights = {**origin.weights, name: alpha * (1 - weight)}
     return remember(quotient, origin._replace(weights=weights))

@@ -312,6 +312,8 @@ def test_a_task_is_removed_by_name(fitted):
     )
     twice = bm.remove(bm.remove(merged, "c"), "b", 0.5)
     np.testing.assert_allclose(twice.mode(), bm.merge(some, [1, 0.5], prior).mode())
+    with pytest.raises(ValueError, match=r"part is .c., which has weight 0.*removed before"):
+        bm.remove(twice, "c")
     grid = [ONES, (1.0, 2.0, 0.5)]
     batch = bm.remove(bm.merge(q, grid, prior), "c")
     np.testing.assert_allclose(batch.mode()[1], bm.merge(some, [1, 2], prior).mode())
