@@ -2,7 +2,7 @@
 
 import gc
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
 import hypothesis
 import jax
@@ -38,18 +38,15 @@ def precision(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """All of XLA's optimisations for a test marked `optimised`, and for fixtures that it makes."""
-    if item.get_closest_marker("optimised") is None:
-        return (yield)
-    jax.clear_caches()
-    jax.config.update("jax_disable_most_optimizations", False)
-    try:
-        return (yield)
-    finally:
-        jax.config.update("jax_disable_most_optimizations", True)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    """All of XLA's optimisations for examples, whose digits are what a user sees, and for a test
+    marked `optimised` and the fixtures that it makes."""
+    marked = item.get_closest_marker("optimised") is not None
+    quickly = not (marked or isinstance(item, pytest.DoctestItem))
+    if quickly != jax.config.read("jax_disable_most_optimizations"):
         jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", quickly)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -72,7 +69,8 @@ def compiled_programs_on_disk() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_programs_in_memory() -> Iterator[None]:
-    """Dropped after each file: one process cannot hold what the whole suite compiles."""
+def compiled_programs_in_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Dropped after each file of tests: one process cannot hold what the whole suite compiles."""
     yield
-    jax.clear_caches()
+    if request.path.stem.startswith("test_"):
+        jax.clear_caches()
