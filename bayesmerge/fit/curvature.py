@@ -79,7 +79,8 @@ def curvature(
 
     Source: H_t of GM equation 9; FP §3 for squared gradients; Martens (2020) for GGN and Fisher.
     """
-    return precision_of(
+    look = precision_of if target.is_streamed else _precision_compiled
+    return look(
         target,
         params,
         kind,
@@ -109,6 +110,9 @@ def precision_of(
         for weight, part in target.parts()
     ]
     return functools.reduce(lambda x, y: x.plus(y), found)
+
+
+_precision_compiled = eqx.filter_jit(precision_of)
 
 
 def _of_part(
