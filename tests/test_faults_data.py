@@ -396,7 +396,7 @@ def test_empty_leaves():
     merged = bm.merge([q, q], [1.5, -0.5], prior=q)
     np.testing.assert_allclose(merged.mode()["w"], theta["w"])
     assert merged.smallest_precision() == 1
-    with pytest.raises(ValueError, match=r"smallest precision is -1"):
+    with pytest.raises(ValueError, match=r"smallest entry is -1"):
         (q / q**2).mode()
     with pytest.raises(ValueError, match="has no entries"):
         bm.DiagonalGaussian.from_mean_precision(jnp.zeros(0), jnp.zeros(0))

@@ -156,16 +156,15 @@ def digits(num_tasks=3):
     prior = bm.IsotropicGaussian.from_mean_precision(jnp.zeros((5, 10)), 1.0)
     rows = {f"{c[0]}–{c[-1]}": np.flatnonzero(np.isin(y, c))[:150] for c in classes}
     return {
-        name: bm.Target.supervised(
-            linear_model, "categorical", (x[r], jnp.asarray(y[r])), prior=prior
-        )
+        name: bm.Target.supervised(linear_model, "categorical", (x[r], jnp.asarray(y[r])))
         for name, r in rows.items()
     }, prior
 
 
 @functools.cache
 def posteriors_of_digits(structure="full"):
-    return {t: bm.laplace(target, structure=structure) for t, target in digits()[0].items()}
+    targets, prior = digits()
+    return {t: bm.laplace(x, prior, structure=structure) for t, x in targets.items()}
 
 
 @functools.cache

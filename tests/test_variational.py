@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 
 import bayesmerge as bm
+from bayesmerge.families import DensePrecision, DiagonalPrecision
 from bayesmerge.fit import VON, adamw_sg, elbo, natural_gradient_vi, run
 from bayesmerge.fit.mixture_von import Components, MixtureVON
 from bayesmerge.fit.von import improved_step
@@ -137,13 +138,15 @@ def test_the_improved_step_keeps_precisions_positive_definite(seed, rho):
     precision, G = A @ A.T + 0.1 * np.eye(4), G + G.T
     full = bm.FullGaussian.from_mean_precision(jnp.zeros(4), jnp.asarray(precision))
     slope = jnp.asarray(rng.normal(size=4))
-    new, down = improved_step(full, slope, jnp.asarray(G), jnp.asarray(rho))
+    step = DensePrecision(jnp.asarray(G), full.layout)
+    new, down = improved_step(full, slope, step, jnp.asarray(rho))
     expected = precision + rho * G + 0.5 * rho**2 * G @ np.linalg.solve(precision, G)
     np.testing.assert_allclose(new.precision.value, expected, rtol=1e-7, atol=1e-6)
     np.testing.assert_allclose(down, np.linalg.solve(precision, slope), rtol=1e-7, atol=1e-9)
     assert np.linalg.eigvalsh(np.asarray(new.precision.value))[0] > 0
-    diagonal = bm.DiagonalGaussian.from_mean_precision(jnp.zeros(4), jnp.diag(full.precision.value))
-    new, _ = improved_step(diagonal, slope, jnp.diag(jnp.asarray(G)), jnp.asarray(rho))
+    diagonal = bm.DiagonalGaussian.from_mean_precision(jnp.zeros(4), full.precision.diagonal())
+    narrow = DiagonalPrecision(step.diagonal(), full.layout)
+    new, _ = improved_step(diagonal, slope, narrow, jnp.asarray(rho))
     assert new.smallest_precision() > 0
 
 

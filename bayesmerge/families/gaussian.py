@@ -137,6 +137,11 @@ class AbstractGaussian(AbstractExponentialFamily):
         """Λ⁻¹, shape (P, P), in the order of `layout.ravel`."""
         return self._factor("covariance").inverse().dense()
 
+    @over_batch
+    def precision_matrix(self) -> Float[Array, "*batch P P"]:
+        """Λ, shape (P, P), in the order of `layout.ravel`."""
+        return self.precision.dense()
+
     def squared_length(self, gradient: PyTree) -> Float[Array, ""]:
         """gᵀΛ⁻¹g, the squared length of a gradient g in units of the posterior."""
         return tree_dot(gradient, self.solve(gradient))

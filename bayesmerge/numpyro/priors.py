@@ -299,7 +299,7 @@ def _gaussian(posterior: AbstractGaussian, model: Any) -> Any:
     mean = posterior.mode()
     if not isinstance(mean, dict):
         if _is_full(posterior):
-            return dist.MultivariateNormal(mean, precision_matrix=posterior.precision.dense())
+            return dist.MultivariateNormal(mean, precision_matrix=posterior.precision_matrix())
         deviation = jax.tree.map(jnp.sqrt, posterior.variance())
         ndim = len(posterior.layout.shapes[0])
         return dist.Normal(mean, jnp.broadcast_to(deviation, mean.shape)).to_event(ndim)

@@ -548,14 +548,11 @@ def gma_20():
         pull = s.H0 @ (s.joint - s.base)
         yield stationary("left: gradient at θ_1:T", s.title, log_product, s.joint, pull)
         H = [s.hessian(t, theta) for t, theta in enumerate(s.thetas)]
+        slopes = [s.gradient(t, theta) for t, theta in enumerate(s.thetas)]
 
-        def log_q(x, s=s, H=H):
+        def log_q(x, s=s, H=H, slopes=slopes):
             factors = [
-                a
-                * (
-                    s.gradient(t, s.thetas[t]) @ (x - s.thetas[t])
-                    + half_square(x - s.thetas[t], H[t])
-                )
+                a * (slopes[t] @ (x - s.thetas[t]) + half_square(x - s.thetas[t], H[t]))
                 for t, a in enumerate(s.alpha)
             ]
             return -half_square(x - s.base, s.H0) - sum(factors)
