@@ -110,7 +110,7 @@ class AbstractPrecision(eqx.Module):
 
     @abc.abstractmethod
     def absolute(self: P) -> P:
-        """|Λ| by its eigenvalues, away from zero by half the digits."""
+        """Λ with the absolute values of its eigenvalues, at least √ε of the largest."""
 
     @abc.abstractmethod
     def statistic(self, theta: PyTree) -> Any:
@@ -151,7 +151,7 @@ class AbstractFactor(eqx.Module):
 
     @abc.abstractmethod
     def log_determinant(self) -> Float[Array, ""]:
-        """log |Λ|."""
+        """The logarithm of the determinant of Λ."""
 
     @abc.abstractmethod
     def inverse(self) -> Any:
