@@ -44,7 +44,7 @@ def merge(posteriors: Posteriors, weights: Weights, prior: Prior = None) -> Any:
 
     - `posteriors`: q_t, **with** the prior in them; a sequence of T, a mapping from task names, or
       a batch of T (such as a vmapped `laplace` returns).
-      Isotropic, diagonal and full Gaussians may be mixed.
+      Gaussians of all structures may be mixed.
       With a `Mixture` among them the result is a lazy `Product`, and its mode is found by EM.
     - `weights`: α, shape (T,), or (A, T) for a batch of A merged posteriors; with named tasks also
       what has the same names in any order: a mapping to scalars or to arrays (A,), a Series or

@@ -115,7 +115,7 @@ def run(
 
     What comes out depends on the key and the number of steps alone, not on interruptions.
 
-    - `method`: `VON`, `MixtureVON`, `IVON` or `Training`, with their options.
+    - `method`: `VON`, `MixtureVON`, `IVON`, `Training` or `NaturalGradient`, with their options.
     - `target`: ℓ. A stream gives one minibatch to every step.
     - `start`: what the method starts from, a state of the method.
     - `num_steps`: in all, those of `state` or `checkpoint` included.

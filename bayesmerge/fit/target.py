@@ -1,4 +1,4 @@
-"""What is fitted: ℓ(θ) = Σ_i ℓ_i(θ), a loss summed over examples, its data, and its prior."""
+"""What is fitted: ℓ(θ) = Σ_i ℓ_i(θ), a loss summed over examples, and its data."""
 
 import functools
 import itertools
