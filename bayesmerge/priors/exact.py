@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from bayesmerge.families.checks import require_finite
+from bayesmerge.families.checks import is_concrete, require_finite
 from bayesmerge.families.gaussian import AbstractGaussian, gaussian
 from bayesmerge.families.layout import Layout, as_arrays
 from bayesmerge.families.precision import AbstractStructure
@@ -46,13 +46,16 @@ class ExactPrior(AbstractPrior):
     at: PyTree
 
     def __init__(self, energy: Callable[[PyTree], Float[Array, ""]], start: PyTree):
-        self.function = energy
+        is_bare = jax.tree_util.all_leaves([energy])
+        self.function = jax.tree_util.Partial(energy) if is_bare else energy
         self.at = require_finite(as_arrays(start, "start")[0], "start")
-        shape = jax.eval_shape(energy, self.at)
-        if getattr(shape, "shape", None) != ():
+        found = jax.eval_shape(energy, self.at)
+        if getattr(found, "shape", None) != ():
             raise ValueError(
-                f"energy returned {shape}, and it must be a scalar, −log p_0(θ): sum over entries."
+                f"energy returned {found}, and it must be a scalar, −log p_0(θ): sum over entries."
             )
+        if is_bare and is_concrete(self.at):
+            require_finite(energy(self.at), "energy at start")
 
     def energy(self, theta: PyTree) -> Float[Array, ""]:
         """R_0(θ)."""
