@@ -76,6 +76,9 @@ def test_laplace_is_the_full_posterior_without_what_is_between_blocks(tasks, fit
     close(jax.tree.map(jnp.ravel, q.variance()), dict(zip("bw", variances, strict=True)), 1e-9)
     np.testing.assert_allclose(q.covariance()[:3, 3:], 0)
     assert "BlockGaussian over" in repr(q)
+    assert repr(q.precision).startswith(
+        'BlockPrecision over {"b": (3,), "w": (4, 3)}:\n  0 (3, 3): [['
+    )
 
 
 def test_a_merge_is_that_of_the_matrices(tasks, fitted):
@@ -162,7 +165,7 @@ def test_files_draws_and_numpyro(tasks, fitted, tmp_path):
     q = fitted["even"]
     draws = q.sample(jax.random.key(0), (4000,))
     matched = moment_matched(draws, structure=bm.Blocks())
-    close(matched.precision.diagonal(), q.precision.diagonal(), 0.15)
+    close(matched.precision.diagonal(), q.precision.diagonal(), 0.1)  # √(2/4000) = 0.022 each
     stock = bm.numpyro.to_numpyro(q)
     mean = q.mode()
     by_site = sum(float(stock[n].log_prob(mean[n])) for n in mean)

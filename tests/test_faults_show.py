@@ -21,6 +21,7 @@ from bayesmerge.families.special import excess, log_ratio, sum_of_others
 from bayesmerge.previews.pictures.text import artist_label, wrapped
 
 # Counts beyond the whole numbers of float32 are warned of; here it is their digits that matter.
+# Counts up to 1e30 are what is tested here, and each of them is warned of.
 pytestmark = pytest.mark.filterwarnings("ignore:.* are up to .*, where float32 has only every")
 
 F32 = jnp.float32

@@ -168,7 +168,7 @@ def test_a_way_of_ones_own():
     for modes in (Averages(), Fastest((Line(), Averages(), Each()))):
         seen = bm.preview(means, WEIGHTS, identity, modes=modes, **QUIET)
         np.testing.assert_allclose(seen.values(), 4 * WEIGHTS[:, 1])
-    spread = Spread(200, KEY)
+    spread = Spread(200, KEY)  # 2.0 to 5 % (one standard error): within four of these
     seen = bm.preview(means, WEIGHTS, identity, modes=Averages(2.0), spread=spread, **QUIET)
     np.testing.assert_allclose(seen.values("spread"), 2.0, rtol=0.2)
     refine = Refinement(TARGETS, 30)

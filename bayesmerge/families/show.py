@@ -119,6 +119,18 @@ def show_product(product: Any) -> str:
     return "\n".join([head, *_at_most(rows)])
 
 
+def show_precision(precision: Any) -> str:
+    """The entries as NumPy prints them, in short."""
+    rows = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(precision.value):
+        array = np.asarray(leaf)
+        shown = np.array2string(array, precision=4, threshold=4 * ENTRIES, edgeitems=2)
+        name = one_line(leaf_name(jax.tree_util.keystr(path))) if path else "value"
+        rows.append(f"  {name} {array.shape}: {' '.join(shown.split())}")
+    head = f"{type(precision).__name__} {over(precision.layout)}:"
+    return "\n".join([head, *_at_most(rows)])
+
+
 def table(columns: Mapping[str, Any], rows: Sequence[str], most: int | None = ROWS) -> str:
     """Aligned columns of numbers, with a name in front of every row."""
     count = len(rows) if most is None else min(len(rows), most)

@@ -20,7 +20,7 @@ def absorb(
 ) -> tuple[AbstractTarget, AbstractGaussian | None]:
     """ℓ and p_0, or where p_0 is no Gaussian ℓ + R_0 and a flat prior: the same posterior."""
     if prior.is_closed:
-        return target, prior.factor
+        return target, prior.gaussian
     return JointTarget([target, PriorTarget(prior)], [1.0, 1.0]), None
 
 
@@ -74,7 +74,7 @@ class PriorTarget(AbstractTarget):
 
     @property
     def has_model(self) -> bool:
-        """True: it stands in the way of no kind of curvature of the data."""
+        """True, so that it does not rule out any kind of curvature of the data."""
         return True
 
 

@@ -355,7 +355,7 @@ def _for_target(
             f"prior N(0, 1/(ess·weight_decay)) has precision {effective * weight_decay:.6g}. Give "
             "one of them."
         )
-    gaussian = held.factor
+    gaussian = held.gaussian
     if gaussian is None or not holds(Diagonal(), gaussian.precision.structure):
         raise TypeError(
             f"prior is a {type(prior).__name__}, and IVON's posterior is diagonal: use an "

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from bayesmerge.families.checks import (
     ConvergenceWarning,
     all_finite,
+    is_concrete,
     require,
     require_finite,
     tell,
@@ -196,7 +197,9 @@ def as_fitted_prior(target: Any, prior: Any) -> AbstractPrior:
     """The prior, for a target and with what fits Gaussians: a Gaussian, an exact one, or none."""
     require_target(target)
     found = as_prior(prior)
-    if found.is_closed and not found.is_flat and found.factor is None:
+    if found.gaussian is not None and is_concrete(found.gaussian):
+        require_finite(found.gaussian, "prior")
+    if found.is_closed and not found.is_flat and found.gaussian is None:
         raise TypeError(
             f"prior is a {type(prior).__name__}, and it must be a Gaussian over the parameters, "
             "e.g. `IsotropicGaussian.from_mean_precision(params, 1.0)`, an `ExactPrior`, or None. "

@@ -281,8 +281,9 @@ def starting_gaussian(
     start._factor("mode to start from")
     target.check(start.mode())
     prior.require_layout(start.layout, "start")
-    if prior.factor is not None:
-        start = start.structured(join(start.precision.structure, prior.factor.precision.structure))
+    if prior.gaussian is not None:
+        wider = join(start.precision.structure, prior.gaussian.precision.structure)
+        start = start.structured(wider)
     own = start.precision.structure
     return start.structured(join(own, structure.over(start.layout)))
 

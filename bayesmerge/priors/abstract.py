@@ -40,13 +40,13 @@ class AbstractPrior(eqx.Module):
 
     @property
     @abc.abstractmethod
-    def factor(self) -> AbstractGaussian | None:
+    def gaussian(self) -> AbstractGaussian | None:
         """p_0 where it is a Gaussian, which optimisers use by its linear term and precision."""
 
     @property
     @abc.abstractmethod
     def is_flat(self) -> bool:
-        """Whether it says nothing."""
+        """Whether it carries no information."""
 
     @abc.abstractmethod
     def require_layout(self, layout: Layout, what: str) -> None:

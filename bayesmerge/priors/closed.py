@@ -1,8 +1,9 @@
 """Priors of an exponential family, whose powers are of the same family."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
@@ -42,14 +43,14 @@ class ClosedPrior(AbstractPrior):
         return self.family
 
     @property
-    def factor(self) -> AbstractGaussian | None:
+    def gaussian(self) -> AbstractGaussian | None:
         """p_0, if it is a Gaussian."""
         return self.family if isinstance(self.family, AbstractGaussian) else None
 
     @property
     def is_flat(self) -> bool:
         """Whether it is a Gaussian of precision 0."""
-        if self.factor is None or not is_concrete(self.family):
+        if self.gaussian is None or not is_concrete(self.family):
             return False
         return not any(np.any(np.asarray(x)) for x in jax.tree.leaves(self.family))
 
@@ -57,7 +58,6 @@ class ClosedPrior(AbstractPrior):
         self.family.layout.require_same(layout, f"prior and {what}")
 
     def gradient(self, theta: PyTree) -> PyTree:
-        if self.factor is None:
+        if self.gaussian is None:
             return super().gradient(theta)
-        pull: Any = self.factor.multiply(theta)
-        return jax.tree.map(lambda x, eta: x - eta, pull, self.factor.linear)
+        return jax.tree.map(jnp.subtract, self.gaussian.multiply(theta), self.gaussian.linear)

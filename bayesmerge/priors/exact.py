@@ -83,7 +83,7 @@ class ExactPrior(AbstractPrior):
         return self
 
     @property
-    def factor(self) -> None:
+    def gaussian(self) -> None:
         """`None`: it is no Gaussian."""
         return None
 

@@ -38,7 +38,7 @@ class FlatPrior(AbstractPrior):
         return None
 
     @property
-    def factor(self) -> None:
+    def gaussian(self) -> None:
         """`None`."""
         return None
 

@@ -1,9 +1,8 @@
-"""A prior from what users pass for it: the one place that asks of what kind that is."""
+"""A prior from what users pass for it: a posterior, an exact prior, or `None`."""
 
 from typing import Any, TypeAlias
 
 from bayesmerge.families.base import AbstractExponentialFamily
-from bayesmerge.families.checks import is_concrete, require_finite
 from bayesmerge.priors.abstract import AbstractPrior
 from bayesmerge.priors.closed import ClosedPrior
 from bayesmerge.priors.exact import ExactPrior
@@ -16,14 +15,14 @@ Prior: TypeAlias = AbstractExponentialFamily | ExactPrior | None
 def as_prior(prior: Any) -> AbstractPrior:
     """An `AbstractPrior`.
 
-    **Raises** `TypeError` for what is no prior, `ValueError` for one that is not finite.
+    **Raises** `TypeError` for what is no prior.
     """
     if prior is None:
         return FlatPrior()
     if isinstance(prior, AbstractPrior):
         return prior
     if isinstance(prior, AbstractExponentialFamily):
-        return ClosedPrior(require_finite(prior, "prior") if is_concrete(prior) else prior)
+        return ClosedPrior(prior)
     raise TypeError(
         f"prior is a {type(prior).__name__}, and it must be a posterior such as "
         "`IsotropicGaussian.from_mean_precision(params, 1.0)`, an `ExactPrior`, or None for a flat "

@@ -10,10 +10,10 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from bayesmerge.families.layout import Layout
+from bayesmerge.families.show import safely, show_precision
 
 P = TypeVar("P", bound="AbstractPrecision")
 
@@ -34,7 +34,7 @@ class ImplicitMatrix(Protocol):
 
 
 class AbstractStructure(eqx.Module):
-    """Which entries of Λ there are: what makes precisions of one kind, and is hashable."""
+    """Which entries of Λ there are. Structures are hashable, and make precisions."""
 
     name: eqx.AbstractClassVar[str]
     is_entrywise: eqx.AbstractClassVar[bool]
@@ -76,6 +76,8 @@ class AbstractPrecision(eqx.Module):
     - `layout`: of θ.
     """
 
+    __repr__ = safely(show_precision)
+
     value: eqx.AbstractVar[Any]
     layout: eqx.AbstractVar[Layout]
 
@@ -90,7 +92,7 @@ class AbstractPrecision(eqx.Module):
 
     @abc.abstractmethod
     def factor(self) -> "AbstractFactor":
-        """What solves with Λ: nothing is checked."""
+        """A factorisation, to solve with Λ: nothing is checked."""
 
     @abc.abstractmethod
     def diagonal(self) -> PyTree:
@@ -167,10 +169,6 @@ class AbstractFactor(eqx.Module):
 
 
 def away_from_zero(values: Array) -> Array:
-    """|x|, at least half the digits of the largest."""
+    """|x|, at least √ε times the largest."""
     values = jnp.abs(values)
     return jnp.maximum(values, jnp.finfo(values.dtype).eps ** 0.5 * jnp.max(values, initial=0))
-
-
-def is_finite(leaves: list[Any]) -> bool:
-    return all(bool(np.isfinite(x).all()) for x in leaves)

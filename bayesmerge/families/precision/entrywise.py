@@ -72,7 +72,7 @@ class AbstractEntrywise(AbstractPrecision):
 
 
 class EntrywiseFactor(AbstractFactor):
-    """Of Λ = diag(τ), τ itself."""
+    """The factor of Λ = diag(τ) is τ."""
 
     precision: AbstractEntrywise
 

@@ -27,7 +27,7 @@ class AbstractMatrices(AbstractPrecision):
     @property
     @abc.abstractmethod
     def matrices(self) -> list[Any]:
-        """One a group."""
+        """One for each group."""
 
     @property
     @abc.abstractmethod
@@ -36,7 +36,7 @@ class AbstractMatrices(AbstractPrecision):
 
     @abc.abstractmethod
     def with_matrices(self, matrices: list[Any]) -> Any:
-        """Others in their place."""
+        """The same structure with other matrices."""
 
     def multiply(self, theta: PyTree) -> PyTree:
         pairs = zip(self.matrices, vectors(theta, self.grouping), strict=True)
@@ -82,13 +82,14 @@ class AbstractMatrices(AbstractPrecision):
 
     def statistic(self, theta: PyTree) -> Any:
         """−½θθᵀ, block by block."""
-        pairs = [-0.5 * jnp.outer(v, v) for v in vectors(theta, self.grouping)]
-        return self.with_matrices(pairs).value
+        products = [-0.5 * jnp.outer(v, v) for v in vectors(theta, self.grouping)]
+        return self.with_matrices(products).value
 
     def shown(self, linear: list[Any]) -> tuple[list[Any], list[Any]] | None:
         from scipy.linalg.lapack import dtrtri
 
-        mean, sd = [*linear], [*linear]
+        mean: dict[int, Any] = {}
+        sd: dict[int, Any] = {}
         for group, M in zip(self.grouping, self.matrices, strict=True):
             eta = np.concatenate([linear[i].reshape(-1) for i in group])
             try:
@@ -100,7 +101,7 @@ class AbstractMatrices(AbstractPrecision):
             ends = np.cumsum([0, *(linear[i].size for i in group)])
             for i, (a, b) in zip(group, itertools.pairwise(ends), strict=True):
                 mean[i], sd[i] = first(mu[a:b]), first(sigma[a:b])
-        return mean, sd
+        return [mean[i] for i in range(len(linear))], [sd[i] for i in range(len(linear))]
 
 
 class MatricesFactor(AbstractFactor):
